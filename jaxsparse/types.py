@@ -1,0 +1,19 @@
+"""Array aliases, and the legend of their axes.
+
+B batch, N samples, F frequency bins, T frames, C channels, P population, K kernel size.
+Spectrograms are log-power in dB; waveforms are in [-1, 1] at ``SAMPLE_RATE`` Hz.
+"""
+
+from typing import TypeAlias
+
+from jaxtyping import Array, Bool, Complex, Float, Key
+
+SAMPLE_RATE = 16_000
+
+PRNGKey: TypeAlias = Key[Array, ""]
+Waveform: TypeAlias = Float[Array, "N"]
+ComplexSpectrogram: TypeAlias = Complex[Array, "F T"]
+Spectrogram: TypeAlias = Float[Array, "F T"]
+HardMask: TypeAlias = Bool[Array, "F T"]
+SoftMask: TypeAlias = Float[Array, "F T"]
+Mask: TypeAlias = HardMask | SoftMask
