@@ -1,0 +1,82 @@
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+UV_VERSION = 0.13.9
+PIP_VERSION = 26.3
+
+BIN = $(VENV)/bin
+# A dependency's new warnings and pip's own hints are not what a reader of the output looks for.
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
+PIP = $(BIN)/python -m pip --quiet
+INSTALL = $(PIP) install --build-constraint requirements-build.txt
+COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--no-emit-index-url --no-emit-find-links --no-annotate \
+	--custom-compile-command "make pins"
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint types test-fast test-slow bench format pins clean
+
+help:  ## Show what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "PYTHON=$(PYTHON) makes the virtual environment VENV=$(VENV)"
+
+setup: $(VENV)/.ready  ## Make the virtual environment (the others do so by themselves)
+
+demo: $(VENV)/.ready  ## Compress a sentence, decompress it, write the page demo/index.html
+	$(BIN)/jaxsparse demo --out $(DEMO)
+
+test: lint types test-fast  ## Lint, check types and run the tests
+
+lint: $(VENV)/.ready  ## Check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.ready  ## Check types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test-fast: $(VENV)/.ready  ## Run the tests alone
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.ready  ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.ready  ## Time a training step against PyTorch, which is installed if absent
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(INSTALL) --constraint requirements.txt -e ".[benchmark]"
+	$(BIN)/python -m benchmarks.train_step --json
+
+format: $(VENV)/.ready  ## Rewrite the files in the project's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+pins: $(BIN)/python  ## Resolve the pinned versions anew
+	$(PIP) install uv==$(UV_VERSION)
+	$(COMPILE) --extra dev --extra tensorboard pyproject.toml -o requirements.txt
+	printf '%s\n' cython numpy pytest-runner setuptools | $(COMPILE) -o requirements-build.txt -
+
+clean:  ## Remove the virtual environment and everything generated
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.ready: $(BIN)/python requirements.txt requirements-build.txt pyproject.toml
+	@echo "Installing the pinned packages into $(VENV); the first time takes a minute or two"
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps -e .
+	@touch $@
+
+# pesq is compiled when it is installed, hence the compiler and Python's headers.
+$(BIN)/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+		echo "jaxsparse needs Python 3.11 or newer, and '$(PYTHON)' is not:" \
+			"make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { \
+		echo "jaxsparse needs a C compiler to build the package 'pesq':" \
+			"install gcc or clang" >&2; exit 1; }
+	@$(PYTHON) -c "import os, sys, sysconfig; \
+		sys.exit(not os.path.exists(sysconfig.get_path('include') + '/Python.h'))" || { \
+		echo "jaxsparse needs Python's headers to build the package 'pesq':" \
+			"install python3-dev or the like" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "'$(PYTHON) -m venv' failed: install python3-venv or the like" >&2; exit 1; }
+	$(PIP) install pip==$(PIP_VERSION)
