@@ -1,0 +1,262 @@
+"""Audio files in and out, the sample rate and the channels.
+
+Arrays are float32 in [-1, 1), shaped [N, C]: samples by channels.
+"""
+
+import contextlib
+import io
+import os
+import secrets
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float, Float32
+
+from jaxsparse.errors import AudioError
+
+MIN_SAMPLE_RATE = 1_000
+MAX_SAMPLE_RATE = 1_000_000
+_BLOCK_FRAMES = 1 << 20
+_PCM_SCALE = 1 << 15
+_MAX_WAV_BYTES = (1 << 32) - 1024
+# Writers to a pipe can't know the length; they leave 0 or a number near 2^31 or 2^32.
+_UNKNOWN_CHUNK_SIZE = 0x7FFFF000
+
+
+@contextlib.contextmanager
+def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+    """Opens a file for reading and checks what can be known from its headers.
+
+    Args:
+      path: a file in any format that libsndfile recognises; its name doesn't matter.
+
+    Yields:
+      The open ``soundfile.SoundFile``.
+
+    Raises:
+      OSError: the file is missing, a directory, or not permitted.
+      AudioError: it is empty, not audio, cut short, or has an impossible sample rate.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise AudioError("not a regular file")
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise AudioError("the file is empty")
+        _check_chunks_are_whole(file)
+        file.seek(0)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        try:
+            audio = soundfile.SoundFile(file.fileno(), closefd=False)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"not readable as audio: {_reason(error)}") from error
+        with audio:
+            if not MIN_SAMPLE_RATE <= audio.samplerate <= MAX_SAMPLE_RATE:
+                raise AudioError(f"a sample rate of {audio.samplerate} Hz is out of range")
+            if audio.frames <= 0:
+                raise AudioError("the file holds no samples")
+            yield audio
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    text = error.error_string.strip().removesuffix(".")
+    return text[:1].lower() + text[1:]
+
+
+def _check_chunks_are_whole(file: BinaryIO) -> None:
+    """Refuses WAV and AIFF whose sound chunk ends after the file; libsndfile shortens it silently.
+
+    Raises:
+      AudioError: samples that the header promises are missing.
+    """
+    order = {b"RIFF": "<", b"RIFX": ">", b"FORM": ">"}.get(file.read(4))
+    if order is None:
+        return
+    file_size = os.fstat(file.fileno()).st_size
+    position = 12
+    while position + 8 <= file_size:
+        file.seek(position)
+        name, size = struct.unpack(f"{order}4sI", file.read(8))
+        position += 8
+        if name in (b"data", b"SSND"):
+            missing = position + size - file_size
+            if missing > 0 and size < _UNKNOWN_CHUNK_SIZE:
+                raise AudioError(f"the file is truncated: {missing} of {size} bytes are missing")
+            return
+        position += size + size % 2
+
+
+def read_frames(audio: soundfile.SoundFile, count: int) -> Float32[np.ndarray, "N C"]:
+    """Reads up to ``count`` frames from the current position, without trusting the header.
+
+    Memory grows with what the file holds, not with what it promises.
+
+    Args:
+      audio: an open file.
+      count: frames wanted; fewer come back where the file ends.
+
+    Returns:
+      float32 [N, C], N at most ``count``.
+
+    Raises:
+      AudioError: the decoder fails, or a sample is NaN or infinite.
+    """
+    blocks = []
+    done = 0
+    while done < count:
+        try:
+            block = audio.read(min(_BLOCK_FRAMES, count - done), dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            message = f"cannot be decoded after sample {done}: {_reason(error)}"
+            raise AudioError(message) from error
+        if len(block) == 0:
+            break
+        blocks.append(block)
+        done += len(block)
+    samples = np.concatenate(blocks) if blocks else np.zeros((0, audio.channels), np.float32)
+    _check_finite(samples)
+    return samples
+
+
+def _check_finite(samples: Float[np.ndarray, "N C"]) -> None:
+    finite = np.isfinite(samples)
+    if not finite.all():
+        bad = finite.size - int(finite.sum())
+        first = int(np.argmin(finite.all(axis=1)))
+        raise AudioError(
+            f"{bad} of {finite.size} samples are NaN or infinite, the first at index {first}"
+        )
+
+
+def read_audio(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "N C"], int]:
+    """Reads a whole audio file.
+
+    Args:
+      path: a file in any format that libsndfile recognises.
+
+    Returns:
+      The samples, float32 [N, C] with N at least 1, and the sample rate in Hz.
+
+    Raises:
+      OSError: the file is missing, a directory, or not permitted.
+      AudioError: it is empty, truncated, not audio, or has NaN or infinite samples.
+    """
+    with open_audio(path) as audio:
+        expected = audio.frames
+        # A stream of unknown length says "as many as can be".
+        unknown = expected >= np.iinfo(np.int64).max
+        samples = read_frames(audio, expected)
+        if len(samples) == 0:
+            raise AudioError("the file holds no samples")
+        if len(samples) < expected and not unknown:
+            raise AudioError(f"the file is truncated: {len(samples)} of {expected} samples")
+        return samples, audio.samplerate
+
+
+def to_mono(samples: Float[np.ndarray, "N C"]) -> Float[np.ndarray, " N"]:
+    """Averages the channels.
+
+    Args:
+      samples: [N, C].
+
+    Returns:
+      [N], of the same dtype.
+    """
+    return samples.mean(axis=1)
+
+
+def resampled_length(n_samples: int, from_rate: int, to_rate: int) -> int:
+    """Number of samples after resampling: ``ceil(n_samples * to_rate / from_rate)``, exactly."""
+    return -(-n_samples * to_rate // from_rate)
+
+
+def resample(
+    samples: Float32[np.ndarray, "N C"], from_rate: int, to_rate: int
+) -> Float32[np.ndarray, "M C"]:
+    """Changes the sample rate with soxr's high quality, each channel on its own.
+
+    Args:
+      samples: float32 [N, C].
+      from_rate: rate of ``samples`` in Hz.
+      to_rate: rate wanted in Hz.
+
+    Returns:
+      float32 [M, C] with ``M = ceil(N * to_rate / from_rate)``; ``samples`` itself where the rates
+      are equal.
+
+    Raises:
+      ValueError: a rate isn't positive.
+    """
+    if from_rate <= 0 or to_rate <= 0:
+        raise ValueError(f"sample rates must be positive, not {from_rate} and {to_rate}")
+    if from_rate == to_rate:
+        return samples
+    length = resampled_length(len(samples), from_rate, to_rate)
+    resampled = soxr.resample(samples, from_rate, to_rate, quality="HQ")[:length]
+    padding = length - len(resampled)
+    return np.pad(resampled, ((0, padding), (0, 0))) if padding else resampled
+
+
+def write_wav(
+    path: str | os.PathLike[str], samples: Float[np.ndarray, "N C"], sample_rate: int
+) -> None:
+    """Writes a 16-bit PCM WAV file, whole or not at all.
+
+    A sample x is stored as ``round(32768 x)``, halves to even, clipped to 16 bits, so that samples
+    read from a 16-bit file are written back bit for bit.
+
+    Args:
+      path: the target; an existing file is replaced.
+      samples: [N, C], nominally in [-1, 1).
+      sample_rate: in Hz.
+
+    Raises:
+      AudioError: a sample is NaN or infinite, or there are more than a WAV file holds (4 GiB).
+      OSError: the file can't be written; nothing is left of it.
+    """
+    _check_finite(samples)
+    if 2 * samples.size > _MAX_WAV_BYTES:
+        raise AudioError(f"{len(samples)} samples are too many for a WAV file")
+    scaled = np.clip(np.rint(samples * _PCM_SCALE), -_PCM_SCALE, _PCM_SCALE - 1)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, scaled.astype(np.int16), sample_rate, format="WAV", subtype="PCM_16")
+    atomic_write(path, buffer.getbuffer())
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Writes a file so that it appears whole or not at all.
+
+    The bytes go to a temporary file in the same directory, which then takes the target's name. A
+    symbolic link is followed. A device or a pipe is written directly: it must not be replaced.
+
+    Args:
+      path: the target; an existing file is replaced.
+      data: all of its bytes.
+
+    Raises:
+      OSError: the directory is missing or not writable, the disk is full, the target is a
+        directory. The temporary file is removed.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
+    if target.exists() and not target.is_file():
+        target.write_bytes(data)
+        return
+    temporary = target.with_name(f".jaxsparse-{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
