@@ -1,0 +1,396 @@
+"""The demo's page and pictures: from coded clips to HTML and PNG, nothing but NumPy inside."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+from jaxsparse.types import SAMPLE_RATE
+
+TOP_DB = 80.0
+"""Span of the colour scale, dB below the loudest bin of the original."""
+
+METRICS = ("pesq_wb", "pesq_nb", "stoi", "mse")
+
+_TITLES = {"random": "Random mask", "mixed": "Mixed mask"}
+_DESCRIPTIONS = {
+    "random": "The stored bins are drawn at random, whatever the clip sounds like.",
+    "mixed": "Half of the stored bins are the loudest ones, the others are drawn at random.",
+}
+_COLUMNS: dict[str, tuple[str, str, int, Callable[..., float]]] = {
+    "pesq_wb": ("PESQ, wide band", "1 to 4.6, more is better", 2, max),
+    "pesq_nb": ("PESQ, narrow band", "1 to 4.5, more is better", 2, max),
+    "stoi": ("STOI", "0 to 1, more is better", 3, max),
+    "mse": ("MSE", "dB², less is better", 1, min),
+}
+_CLOSE_UP = (128, 64)
+"""Bins and frames of the close-ups: 1 kHz by one second."""
+_COLORMAP = "magma"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What was coded: one channel at ``SAMPLE_RATE``, and what was done to the input to get it."""
+
+    name: str
+    samples: Float[np.ndarray, "N"]
+    spectrogram: Float[np.ndarray, "F T"]
+    hop_length: int
+    transcript: str | None = None
+    changes: Sequence[str] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds."""
+        return len(self.samples) / SAMPLE_RATE
+
+    @property
+    def pcm_bits(self) -> int:
+        """Size as 16-bit samples."""
+        return 16 * len(self.samples)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The clip coded with one kind of mask, decoded again and scored."""
+
+    name: str
+    data: bytes
+    samples: Float[np.ndarray, "N"]
+    mask: Bool[np.ndarray, "F T"]
+    spectrogram: Float[np.ndarray, "F T"]
+    scores: Mapping[str, float]
+    """NaN where a metric has no score; `reasons` says why."""
+    reasons: Mapping[str, str]
+    parts: Mapping[str, int]
+    """Bits of each part of the file; they sum to the file."""
+    network: str
+
+    @property
+    def title(self) -> str:
+        """Name for people."""
+        return _TITLES[self.name]
+
+
+def spectrogram_picture(
+    levels: Float[np.ndarray, "F T"], peak: float, mask: Bool[np.ndarray, "F T"] | None = None
+) -> bytes:
+    """Draws levels in dB as PNG, low frequencies at the bottom, bins outside `mask` transparent."""
+    from matplotlib import colormaps
+
+    # 64 steps of 1.25 dB can't be told apart and halve the file.
+    scaled = np.round(np.clip((levels - peak) / TOP_DB + 1.0, 0.0, 1.0) * 63) / 63
+    pixels = colormaps[_COLORMAP](scaled, bytes=True)
+    if mask is not None:
+        pixels[~mask] = 0
+    return _png(pixels)
+
+
+def mask_picture(mask: Bool[np.ndarray, "F T"]) -> bytes:
+    """Draws a mask as PNG: kept bins near white, the others transparent."""
+    return _png(np.where(mask[..., None], np.uint8([240, 236, 245, 255]), np.uint8(0)))
+
+
+def overview(clip: Clip, versions: Sequence[Coded]) -> bytes:
+    """Draws the original, and for each version its kept bins and its decoded sound, with axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    peak = float(clip.spectrogram.max())
+    figure = Figure(figsize=(11.0, 6.2), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = [("Original", clip.spectrogram, None)]
+    for version in versions:
+        panels.append((f"{version.title}: stored bins", clip.spectrogram, version.mask))
+        panels.append((f"{version.title}: decoded", version.spectrogram, None))
+    grid = figure.add_gridspec(2 * len(versions), 3)
+    middle = len(versions) - 1
+    places = [grid[middle : middle + 2, 0]]
+    places += [grid[2 * row : 2 * row + 2, col] for row in range(len(versions)) for col in (1, 2)]
+    image = None
+    for (title, levels, mask), place in zip(panels, places, strict=True):
+        axes = figure.add_subplot(place)
+        axes.set_facecolor("#4b4f5e")
+        shown = levels - peak if mask is None else np.where(mask, levels - peak, -np.inf)
+        shown = _pool_bins(shown, 4, np.max if mask is not None else np.mean)
+        image = axes.imshow(
+            np.ma.masked_invalid(shown),
+            origin="lower",
+            aspect="auto",
+            cmap=_COLORMAP,
+            vmin=-TOP_DB,
+            vmax=0.0,
+            interpolation="nearest",
+            extent=(0.0, clip.seconds, 0.0, SAMPLE_RATE / 2000),
+        )
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("s")
+        axes.set_ylabel("kHz")
+    assert image is not None
+    figure.colorbar(image, ax=figure.axes, label="dB below the loudest bin", pad=0.01, aspect=40)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def render_page(
+    clip: Clip,
+    versions: Sequence[Coded],
+    *,
+    sparsity: str,
+    n_fft: int,
+    seconds: float,
+    version: str,
+) -> str:
+    """Renders the page as one HTML file that loads nothing from elsewhere.
+
+    Args:
+        clip: What was coded.
+        versions: At least one coding of it.
+        sparsity: Share of bins that were not stored, as it was typed.
+        n_fft: For the close-up's frequency axis.
+        seconds: How long the demo took.
+        version: The package's.
+    """
+    import jinja2
+
+    template = (resources.files("jaxsparse") / "assets" / "demo.html.jinja").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    n_bins, n_frames = clip.spectrogram.shape
+    kept = int(versions[0].mask.sum())
+    return environment.from_string(template).render(
+        version=version,
+        title=clip.transcript or clip.name,
+        heading="One bin in twenty" if float(sparsity) == 0.95 else "A few bins of many",
+        clip=clip,
+        versions=[_version(v, versions, clip) for v in versions],
+        original_audio=_audio_uri(clip.samples),
+        original_picture=_whole(clip, "Original.", clip.spectrogram),
+        close_ups=_close_ups(clip, versions, n_fft),
+        columns=[{"key": key, "title": c[0], "hint": c[1]} for key, c in _COLUMNS.items()],
+        reasons=[
+            f"{version.title}, {_COLUMNS[key][0]}: {reason}"
+            for version in versions
+            for key, reason in version.reasons.items()
+        ],
+        parts=_parts(clip, versions),
+        bars=_bars(clip, versions),
+        verdict=_verdict(clip, versions),
+        pcm={
+            "bytes": _bytes(clip.pcm_bits // 8),
+            "rate": _rate(clip.pcm_bits, clip),
+            "bits": f"{clip.pcm_bits:,}",
+        },
+        rate_khz=SAMPLE_RATE // 1000,
+        n_bins=n_bins,
+        n_frames=n_frames,
+        kept=f"{kept:,}",
+        kept_percent=f"{100 * kept / (n_bins * n_frames):.3g}",
+        missing_percent=f"{100 - 100 * kept / (n_bins * n_frames):.3g}",
+        sparsity=sparsity,
+        ramp=_ramp(),
+        top_db=f"{TOP_DB:.0f}",
+        seconds=f"{seconds:.0f}",
+    )
+
+
+def _version(version: Coded, versions: Sequence[Coded], clip: Clip) -> dict[str, Any]:
+    bits = 8 * len(version.data)
+    return {
+        "name": version.name,
+        "title": version.title,
+        "description": _DESCRIPTIONS[version.name],
+        "network": version.network,
+        "bytes": _bytes(len(version.data)),
+        "bits": f"{bits:,}",
+        "rate": _rate(bits, clip),
+        "relative": f"{bits / clip.pcm_bits:.2f}",
+        "audio": _audio_uri(version.samples),
+        "cells": {key: _cell(key, version, versions) for key in METRICS},
+        "pictures": [
+            _whole(clip, "Mask.", None, version.mask, "Which bins are stored."),
+            _whole(clip, "Stored.", clip.spectrogram, version.mask, "What the network is given."),
+            _whole(
+                clip, "Decoded.", version.spectrogram, None, "The spectrogram of what you hear."
+            ),
+        ],
+    }
+
+
+def _cell(key: str, version: Coded, versions: Sequence[Coded]) -> dict[str, Any]:
+    _, _, digits, better = _COLUMNS[key]
+    value = version.scores[key]
+    if np.isnan(value):
+        return {"text": "none", "best": False}
+    others = [v.scores[key] for v in versions if not np.isnan(v.scores[key])]
+    return {"text": f"{value:.{digits}f}", "best": len(others) > 1 and value == better(others)}
+
+
+def _whole(
+    clip: Clip,
+    title: str,
+    levels: Float[np.ndarray, "F T"] | None,
+    mask: Bool[np.ndarray, "F T"] | None = None,
+    caption: str = "",
+) -> dict[str, Any]:
+    """A picture of the whole clip, with the ticks that the page draws around it."""
+    n_frames = clip.spectrogram.shape[1]
+    peak = float(clip.spectrogram.max())
+    if levels is None:
+        assert mask is not None
+        picture = mask_picture(_pool_bins(mask, 4, np.max))
+    elif mask is None:
+        picture = spectrogram_picture(_pool_bins(levels, 2, np.mean), peak)
+    else:
+        shown = _pool_bins(np.where(mask, levels, -np.inf), 4, np.max)
+        picture = spectrogram_picture(shown, peak, _pool_bins(mask, 4, np.max))
+    step = next(s for s in (0.25, 0.5, 1, 2, 5, 10) if clip.seconds / s <= 6 or s == 10)
+    times = np.arange(0, clip.seconds - step / 3, step)
+    position = (times * SAMPLE_RATE / clip.hop_length + 0.5) / n_frames
+    return {
+        "src": _data_uri("image/png", picture),
+        "title": title,
+        "caption": caption,
+        "alt": f"{title} {caption} {clip.seconds:.1f} seconds by 0 to {SAMPLE_RATE // 2000} kHz.",
+        "x_ticks": [
+            {"percent": f"{100 * p:.2f}", "text": f"{t:g} s" if t == times[-1] else f"{t:g}"}
+            for t, p in zip(times, position, strict=True)
+        ],
+        "y_ticks": [
+            {"percent": f"{100 * f / 8:.1f}", "text": "8 kHz" if f == 8 else str(f)}
+            for f in (0, 2, 4, 6, 8)
+        ],
+    }
+
+
+def _close_ups(clip: Clip, versions: Sequence[Coded], n_fft: int) -> dict[str, Any]:
+    """The low bins around the loudest frame, pixel for bin."""
+    n_bins, n_frames = (min(a, b) for a, b in zip(_CLOSE_UP, clip.spectrogram.shape, strict=True))
+    loudest = int(clip.spectrogram[:n_bins].mean(axis=0).argmax())
+    start = min(max(loudest - n_frames // 2, 0), clip.spectrogram.shape[1] - n_frames)
+    region = np.s_[:n_bins, start : start + n_frames]
+    peak = float(clip.spectrogram.max())
+    top = n_bins * SAMPLE_RATE / n_fft
+
+    def figure(
+        title: str,
+        caption: str,
+        levels: Float[np.ndarray, "F T"],
+        mask: Bool[np.ndarray, "F T"] | None = None,
+    ) -> dict[str, Any]:
+        shown = None if mask is None else mask[region]
+        return {
+            "src": _data_uri("image/png", spectrogram_picture(levels[region], peak, shown)),
+            "title": title,
+            "caption": caption,
+            "alt": f"Close-up, {title} {caption}",
+            "x_ticks": [],
+            "y_ticks": [],
+        }
+
+    figures = [figure("Original.", "", clip.spectrogram)]
+    for version in versions:
+        figures.append(figure(f"{version.title}.", "Stored.", clip.spectrogram, version.mask))
+        figures.append(figure(f"{version.title}.", "Decoded.", version.spectrogram))
+    return {
+        "figures": figures,
+        "top_hz": f"{top:,.0f}",
+        "start": f"{start * clip.hop_length / SAMPLE_RATE:.1f}",
+        "stop": f"{(start + n_frames) * clip.hop_length / SAMPLE_RATE:.1f}",
+    }
+
+
+def _parts(clip: Clip, versions: Sequence[Coded]) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": name.capitalize(),
+            "colour": 1 + index % 5,
+            "cells": [
+                {
+                    "rate": _rate(version.parts[name], clip),
+                    "bits": f"{version.parts[name]:,}",
+                }
+                for version in versions
+            ],
+        }
+        for index, name in enumerate(versions[0].parts)
+    ]
+
+
+def _bars(clip: Clip, versions: Sequence[Coded]) -> list[dict[str, Any]]:
+    longest = max(clip.pcm_bits, *(8 * len(version.data) for version in versions))
+    bars = [
+        {
+            "title": version.title,
+            "pieces": [
+                {"percent": f"{100 * bits / longest:.3f}", "colour": 1 + index % 5}
+                for index, bits in enumerate(version.parts.values())
+            ],
+        }
+        for version in versions
+    ]
+    original = {"percent": f"{100 * clip.pcm_bits / longest:.3f}", "colour": "plain"}
+    return [*bars, {"title": "16-bit samples", "pieces": [original]}]
+
+
+def _verdict(clip: Clip, versions: Sequence[Coded]) -> dict[str, Any]:
+    ratios = [8 * len(version.data) / clip.pcm_bits for version in versions]
+    part, bits = max(versions[-1].parts.items(), key=lambda item: item[1])
+    share = f"{100 * bits / (8 * len(versions[-1].data)):.0f}"
+    return {
+        "larger": max(ratios) > 1,
+        "smaller": min(ratios) < 1,
+        "low": f"{min(ratios):.2f}",
+        "high": f"{max(ratios):.2f}",
+        "part": part,
+        "share": share,
+    }
+
+
+def _pool_bins(levels: np.ndarray, factor: int, reduce: Callable[..., np.ndarray]) -> np.ndarray:
+    """Reduces groups of bins along frequency; the rest at the top (Nyquist) is left out."""
+    n_groups = max(levels.shape[0] // factor, 1)
+    factor = min(factor, levels.shape[0])
+    return reduce(levels[: n_groups * factor].reshape(n_groups, factor, -1), axis=1)
+
+
+def _ramp() -> str:
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return ", ".join(to_hex(colormaps[_COLORMAP](x)) for x in np.linspace(0.0, 1.0, 9))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from matplotlib.image import imsave
+
+    buffer = io.BytesIO()
+    imsave(buffer, pixels[::-1], format="png")
+    return buffer.getvalue()
+
+
+def _audio_uri(samples: Float[np.ndarray, "N"]) -> str:
+    import soundfile
+
+    buffer = io.BytesIO()
+    clipped = np.clip(samples, -1.0, 1.0 - 2.0**-15)
+    soundfile.write(buffer, clipped, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return _data_uri("audio/flac", buffer.getvalue())
+
+
+def _data_uri(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1000:,.1f} kB"
+
+
+def _rate(bits: int, clip: Clip) -> str:
+    return f"{bits / clip.seconds / 1000:,.1f}"
