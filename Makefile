@@ -5,10 +5,10 @@ UV_VERSION = 0.13.9
 PIP_VERSION = 26.3
 
 BIN = $(VENV)/bin
-# A dependency's new warnings and pip's own hints are not what a reader of the output looks for.
+# Hints that newer versions of the tools exist.
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
-PIP = $(BIN)/python -m pip --quiet
+PIP = $(BIN)/python -m pip -qq
 INSTALL = $(PIP) install --build-constraint requirements-build.txt
 COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate \
