@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-
 from jaxsparse.types import SAMPLE_RATE
 
 TOP_DB = 80.0
@@ -39,7 +38,9 @@ class Clip:
     """What was coded: one channel at ``SAMPLE_RATE``, and what was done to the input to get it."""
 
     name: str
-    samples: Float[np.ndarray, "N"]
+    wav: bytes
+    """The samples as a file."""
+    n_samples: int
     spectrogram: Float[np.ndarray, "F T"]
     hop_length: int
     transcript: str | None = None
@@ -48,12 +49,12 @@ class Clip:
     @property
     def seconds(self) -> float:
         """Duration in seconds."""
-        return len(self.samples) / SAMPLE_RATE
+        return self.n_samples / SAMPLE_RATE
 
     @property
     def pcm_bits(self) -> int:
         """Size as 16-bit samples."""
-        return 16 * len(self.samples)
+        return 16 * self.n_samples
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Coded:
 
     name: str
     data: bytes
-    samples: Float[np.ndarray, "N"]
+    """The ``.jsac`` file."""
+    wav: bytes
+    """What it decodes to, as a file."""
     mask: Bool[np.ndarray, "F T"]
     spectrogram: Float[np.ndarray, "F T"]
     scores: Mapping[str, float]
@@ -94,7 +97,7 @@ def spectrogram_picture(
 
 def mask_picture(mask: Bool[np.ndarray, "F T"]) -> bytes:
     """Draws a mask as PNG: kept bins near white, the others transparent."""
-    return _png(np.where(mask[..., None], np.uint8([240, 236, 245, 255]), np.uint8(0)))
+    return _png(np.where(mask[..., None], np.array([240, 236, 245, 255], np.uint8), np.uint8(0)))
 
 
 def overview(clip: Clip, versions: Sequence[Coded]) -> bytes:
@@ -105,7 +108,7 @@ def overview(clip: Clip, versions: Sequence[Coded]) -> bytes:
     peak = float(clip.spectrogram.max())
     figure = Figure(figsize=(11.0, 6.2), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    panels = [("Original", clip.spectrogram, None)]
+    panels: list[tuple[str, np.ndarray, np.ndarray | None]] = [("Original", clip.spectrogram, None)]
     for version in versions:
         panels.append((f"{version.title}: stored bins", clip.spectrogram, version.mask))
         panels.append((f"{version.title}: decoded", version.spectrogram, None))
@@ -170,8 +173,10 @@ def render_page(
         heading="One bin in twenty" if float(sparsity) == 0.95 else "A few bins of many",
         clip=clip,
         versions=[_version(v, versions, clip) for v in versions],
-        original_audio=_audio_uri(clip.samples),
-        original_picture=_whole(clip, "Original.", clip.spectrogram),
+        original_audio=_data_uri("audio/wav", clip.wav),
+        original_picture=_whole(
+            clip, "Original.", clip.spectrogram, None, "The spectrogram of what went in."
+        ),
         close_ups=_close_ups(clip, versions, n_fft),
         columns=[{"key": key, "title": c[0], "hint": c[1]} for key, c in _COLUMNS.items()],
         reasons=[
@@ -211,7 +216,7 @@ def _version(version: Coded, versions: Sequence[Coded], clip: Clip) -> dict[str,
         "bits": f"{bits:,}",
         "rate": _rate(bits, clip),
         "relative": f"{bits / clip.pcm_bits:.2f}",
-        "audio": _audio_uri(version.samples),
+        "audio": _data_uri("audio/wav", version.wav),
         "cells": {key: _cell(key, version, versions) for key in METRICS},
         "pictures": [
             _whole(clip, "Mask.", None, version.mask, "Which bins are stored."),
@@ -373,15 +378,6 @@ def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     imsave(buffer, pixels[::-1], format="png")
     return buffer.getvalue()
-
-
-def _audio_uri(samples: Float[np.ndarray, "N"]) -> str:
-    import soundfile
-
-    buffer = io.BytesIO()
-    clipped = np.clip(samples, -1.0, 1.0 - 2.0**-15)
-    soundfile.write(buffer, clipped, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return _data_uri("audio/flac", buffer.getvalue())
 
 
 def _data_uri(media_type: str, data: bytes) -> str:
