@@ -1,0 +1,98 @@
+"""Binary masks with an exact number of ones; ties go to the lower (row-major) index."""
+
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from jaxsparse.types import HardMask, PRNGKey, Spectrogram
+
+
+def count_observed(shape: tuple[int, ...], sparsity: float | str | Fraction) -> int:
+    """How many entries a mask of this sparsity keeps: ``floor((1 - s) * size)``.
+
+    In exact decimal arithmetic: in float64, 0.8 and 0.9 of 1025 x 302 come out one short.
+
+    Args:
+        shape: Shape of the mask.
+        sparsity: Share of entries that are hidden, as a decimal number from 0 to 1.
+
+    Raises:
+        ValueError: If `sparsity` is not a number from 0 to 1.
+    """
+    exact = Fraction(str(sparsity))
+    if not 0 <= exact <= 1:
+        raise ValueError(f"sparsity must be from 0 to 1, not {sparsity}")
+    return math.floor((1 - exact) * math.prod(shape))
+
+
+def sparsity(mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
+    """The share of entries that a mask hides."""
+    return 1.0 - jnp.mean(mask.astype(jnp.float32))
+
+
+def random_mask(
+    key: PRNGKey, shape: tuple[int, ...], count: int | Int[Array, ""]
+) -> Bool[Array, "..."]:
+    """Keeps `count` entries, drawn uniformly; batches are drawn by ``vmap`` over keys."""
+    return _top_k(jax.random.bits(key, shape, jnp.uint32), count)
+
+
+def project_to_count(
+    scores: Float[Array, "*shape"], count: int | Int[Array, ""]
+) -> Bool[Array, "*shape"]:
+    """Keeps the `count` highest scores, exactly.
+
+    The threshold is found bit by bit: 32 passes over the entries, no sort and no copy of them,
+    also where `count` is traced.
+
+    Args:
+        scores: Any floats; NaN ranks below everything.
+        count: Number of ones, from 0 to the number of entries.
+
+    Returns:
+        A mask with exactly `count` ones; among equal scores the lower indices win.
+    """
+    scores = scores.astype(jnp.float32)
+    scores = jnp.where(jnp.isnan(scores), -jnp.inf, jnp.where(scores == 0, 0.0, scores))
+    bits = lax.bitcast_convert_type(scores, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return _top_k(jnp.where(bits >= sign, ~bits, bits | sign), count)
+
+
+def loudest_mask(spectrogram: Spectrogram, count: int | Int[Array, ""]) -> HardMask:
+    """Keeps the `count` loudest bins."""
+    return project_to_count(spectrogram, count)
+
+
+def mixed_mask(key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, ""]) -> HardMask:
+    """Keeps the ``floor(count / 2)`` loudest bins and draws the others from the rest, uniformly.
+
+    The loud half carries what is heard, the random half tells the network where the floor is.
+    """
+    loudest = loudest_mask(spectrogram, count // 2)
+    keys = jax.random.bits(key, spectrogram.shape, jnp.uint32)
+    # The lowest rank of all for what is taken already; ties with it are of probability 2^-32.
+    others = _top_k(jnp.where(loudest, jnp.uint32(0), jnp.maximum(keys, 1)), count - count // 2)
+    return loudest | others
+
+
+def _top_k(ranks: UInt[Array, "*shape"], count: int | Int[Array, ""]) -> Bool[Array, "*shape"]:
+    """The `count` highest of 32-bit ranks, the first ones among equals."""
+    count = jnp.asarray(count, jnp.int32)
+
+    def refine(i: Array, threshold: Array) -> Array:
+        candidate = threshold | (jnp.uint32(1) << (jnp.uint32(31) - i.astype(jnp.uint32)))
+        enough = jnp.sum(ranks >= candidate, dtype=jnp.int32) >= count
+        return jnp.where(enough, candidate, threshold)
+
+    # The largest threshold that at least `count` ranks reach.
+    threshold = lax.fori_loop(0, 32, refine, jnp.uint32(0))
+    above = ranks > threshold
+    level = ranks == threshold
+    missing = count - jnp.sum(above, dtype=jnp.int32)
+    earlier = jnp.cumsum(level.ravel().astype(jnp.int32)).reshape(ranks.shape)
+    return above | (level & (earlier <= missing))
