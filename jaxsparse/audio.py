@@ -22,11 +22,17 @@ from jaxsparse.errors import AudioError
 
 MIN_SAMPLE_RATE = 1_000
 MAX_SAMPLE_RATE = 1_000_000
-_BLOCK_FRAMES = 1 << 20
+# Float files may hold samples beyond 1, scaled like 32-bit integers at the most; more overflows.
+MAX_AMPLITUDE = 2.0**31
+_BLOCK_SAMPLES = 1 << 20
 _PCM_SCALE = 1 << 15
 _MAX_WAV_BYTES = (1 << 32) - 1024
 # Writers to a pipe can't know the length; they leave 0 or a number near 2^31 or 2^32.
-_UNKNOWN_CHUNK_SIZE = 0x7FFFF000
+_UNKNOWN_SIZE = 0x7FFFF000
+_MAX_CHUNKS = 1000
+_MAX_OGG_PAGE_BYTES = 65_307
+# libsndfile's "no such file" and "internal error": what it says of some damaged headers.
+_MISLEADING_CODES = (7, 29)
 
 
 @contextlib.contextmanager
@@ -41,15 +47,14 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
 
     Raises:
       OSError: the file is missing, a directory, or not permitted.
-      AudioError: it is empty, not audio, cut short, or has an impossible sample rate.
+      AudioError: it is empty, not audio, cut short, of unknown length, or of an impossible rate.
     """
     if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
         raise AudioError("not a regular file")
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise AudioError("the file is empty")
-        _check_chunks_are_whole(file)
-        file.seek(0)
+        _check_not_truncated(file)
         os.lseek(file.fileno(), 0, os.SEEK_SET)
         try:
             audio = soundfile.SoundFile(file.fileno(), closefd=False)
@@ -60,35 +65,72 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
                 raise AudioError(f"a sample rate of {audio.samplerate} Hz is out of range")
             if audio.frames <= 0:
                 raise AudioError("the file holds no samples")
+            if audio.frames == np.iinfo(np.int64).max:
+                raise AudioError("the header doesn't say how long the audio is")
             yield audio
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
-    text = error.error_string.strip().removesuffix(".")
+    if error.code in _MISLEADING_CODES:
+        return "the header is damaged"
+    text = error.error_string.strip().removeprefix("Error : ").removesuffix(".")
     return text[:1].lower() + text[1:]
 
 
-def _check_chunks_are_whole(file: BinaryIO) -> None:
-    """Refuses WAV and AIFF whose sound chunk ends after the file; libsndfile shortens it silently.
+def _check_not_truncated(file: BinaryIO) -> None:
+    """Refuses WAV, AIFF, AU and Ogg files that end early; libsndfile shortens them silently.
 
     Raises:
-      AudioError: samples that the header promises are missing.
+      AudioError: bytes that the headers promise are missing.
     """
-    order = {b"RIFF": "<", b"RIFX": ">", b"FORM": ">"}.get(file.read(4))
-    if order is None:
+    magic = file.read(4)
+    if magic in (b"RIFF", b"RIFX", b"FORM"):
+        missing = _missing_from_chunks(file, "<" if magic == b"RIFF" else ">")
+    elif magic == b".snd":
+        missing = _missing_from_au(file)
+    elif magic == b"OggS":
+        missing = _missing_from_ogg(file)
+    else:
         return
+    if missing > 0:
+        raise AudioError(f"the file is truncated: at least {missing} bytes are missing")
+
+
+def _missing_from_chunks(file: BinaryIO, byte_order: str) -> int:
     file_size = os.fstat(file.fileno()).st_size
     position = 12
-    while position + 8 <= file_size:
+    for _ in range(_MAX_CHUNKS):
         file.seek(position)
-        name, size = struct.unpack(f"{order}4sI", file.read(8))
+        header = file.read(8)
+        if len(header) < 8:
+            break
+        name, size = struct.unpack(f"{byte_order}4sI", header)
         position += 8
         if name in (b"data", b"SSND"):
-            missing = position + size - file_size
-            if missing > 0 and size < _UNKNOWN_CHUNK_SIZE:
-                raise AudioError(f"the file is truncated: {missing} of {size} bytes are missing")
-            return
+            return position + size - file_size if size < _UNKNOWN_SIZE else 0
         position += size + size % 2
+    return 0
+
+
+def _missing_from_au(file: BinaryIO) -> int:
+    header = file.read(8)
+    if len(header) < 8:
+        return 0
+    offset, size = struct.unpack(">II", header)
+    return offset + size - os.fstat(file.fileno()).st_size if size < _UNKNOWN_SIZE else 0
+
+
+def _missing_from_ogg(file: BinaryIO) -> int:
+    """RFC 3533: the last page is marked, and lists the lengths of its segments."""
+    file.seek(max(0, os.fstat(file.fileno()).st_size - _MAX_OGG_PAGE_BYTES))
+    tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    if len(page) < 27:
+        return 27 - len(page)
+    n_segments = page[26]
+    end = 27 + n_segments + sum(page[27 : 27 + n_segments])
+    is_last = bool(page[5] & 4)
+    return max(end - len(page), 0 if is_last else 1)
 
 
 def read_frames(audio: soundfile.SoundFile, count: int) -> Float32[np.ndarray, "N C"]:
@@ -104,32 +146,34 @@ def read_frames(audio: soundfile.SoundFile, count: int) -> Float32[np.ndarray, "
       float32 [N, C], N at most ``count``.
 
     Raises:
-      AudioError: the decoder fails, or a sample is NaN or infinite.
+      AudioError: the decoder fails, or a sample is NaN, infinite or beyond
+        ``MAX_AMPLITUDE``.
     """
     blocks = []
     done = 0
+    block_frames = max(1, _BLOCK_SAMPLES // audio.channels)
     while done < count:
         try:
-            block = audio.read(min(_BLOCK_FRAMES, count - done), dtype="float32", always_2d=True)
+            block = audio.read(min(block_frames, count - done), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            message = f"cannot be decoded after sample {done}: {_reason(error)}"
-            raise AudioError(message) from error
+            raise AudioError(f"the file is damaged or cut short: {_reason(error)}") from error
         if len(block) == 0:
             break
         blocks.append(block)
         done += len(block)
     samples = np.concatenate(blocks) if blocks else np.zeros((0, audio.channels), np.float32)
-    _check_finite(samples)
+    _check_usable(samples)
     return samples
 
 
-def _check_finite(samples: Float[np.ndarray, "N C"]) -> None:
-    finite = np.isfinite(samples)
-    if not finite.all():
-        bad = finite.size - int(finite.sum())
-        first = int(np.argmin(finite.all(axis=1)))
+def _check_usable(samples: Float[np.ndarray, "N C"]) -> None:
+    # False for NaN too.
+    usable = np.abs(samples) <= MAX_AMPLITUDE
+    if not usable.all():
+        bad = usable.size - int(usable.sum())
+        first = int(np.argmin(usable.all(axis=1)))
         raise AudioError(
-            f"{bad} of {finite.size} samples are NaN or infinite, the first at index {first}"
+            f"{bad} of {usable.size} samples are NaN, infinite or too large, the first at {first}"
         )
 
 
@@ -144,16 +188,13 @@ def read_audio(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "N C"]
 
     Raises:
       OSError: the file is missing, a directory, or not permitted.
-      AudioError: it is empty, truncated, not audio, or has NaN or infinite samples.
+      AudioError: it is empty, truncated, not audio, or has samples that are NaN, infinite or
+        beyond ``MAX_AMPLITUDE``.
     """
     with open_audio(path) as audio:
         expected = audio.frames
-        # A stream of unknown length says "as many as can be".
-        unknown = expected >= np.iinfo(np.int64).max
         samples = read_frames(audio, expected)
-        if len(samples) == 0:
-            raise AudioError("the file holds no samples")
-        if len(samples) < expected and not unknown:
+        if len(samples) < expected:
             raise AudioError(f"the file is truncated: {len(samples)} of {expected} samples")
         return samples, audio.samplerate
 
@@ -197,9 +238,9 @@ def resample(
     if from_rate == to_rate:
         return samples
     length = resampled_length(len(samples), from_rate, to_rate)
-    resampled = soxr.resample(samples, from_rate, to_rate, quality="HQ")[:length]
-    padding = length - len(resampled)
-    return np.pad(resampled, ((0, padding), (0, 0))) if padding else resampled
+    # soxr rounds the length; one more sample of the output makes it at least the one wanted.
+    padded = np.pad(samples, ((0, -(-from_rate // to_rate)), (0, 0)))
+    return soxr.resample(padded, from_rate, to_rate, quality="HQ")[:length]
 
 
 def write_wav(
@@ -216,10 +257,11 @@ def write_wav(
       sample_rate: in Hz.
 
     Raises:
-      AudioError: a sample is NaN or infinite, or there are more than a WAV file holds (4 GiB).
+      AudioError: a sample is NaN, infinite or beyond ``MAX_AMPLITUDE``, or there are more than a
+        WAV file holds (4 GiB).
       OSError: the file can't be written; nothing is left of it.
     """
-    _check_finite(samples)
+    _check_usable(samples)
     if 2 * samples.size > _MAX_WAV_BYTES:
         raise AudioError(f"{len(samples)} samples are too many for a WAV file")
     scaled = np.clip(np.rint(samples * _PCM_SCALE), -_PCM_SCALE, _PCM_SCALE - 1)

@@ -54,6 +54,7 @@ def find_audio(root: str | os.PathLike[str]) -> list[Path]:
     Raises:
       FileNotFoundError: there is no such directory.
       NotADirectoryError: it is a file.
+      PermissionError: it, or a directory below it, can't be read.
       AudioError: there is no audio file below it.
     """
     root = Path(root)
@@ -62,7 +63,7 @@ def find_audio(root: str | os.PathLike[str]) -> list[Path]:
     if not root.is_dir():
         raise NotADirectoryError(20, os.strerror(20), os.fspath(root))
     found = []
-    for directory, subdirectories, names in os.walk(root):
+    for directory, subdirectories, names in os.walk(root, onerror=_raise):
         subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
@@ -70,6 +71,10 @@ def find_audio(root: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise AudioError("no audio files below this directory")
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def read_segment(
@@ -91,8 +96,6 @@ def read_segment(
       AudioError: the file is unusable, or the part that was read is.
     """
     with open_audio(path) as audio:
-        if audio.frames >= np.iinfo(np.int64).max:
-            raise AudioError("the file doesn't say how long it is")
         rate = audio.samplerate
         length = resampled_length(audio.frames, rate, SAMPLE_RATE)
         start = int(rng.integers(max(0, length - n_samples) + 1)) if rng is not None else 0
@@ -226,7 +229,8 @@ class Loader:
     Attributes:
       files: the files in use; ``files[i]`` is the one behind a batch's ``index`` i.
       skipped: the unusable ones with the reason; those found while reading are added then.
-      dataset: grain's dataset; its iterators have ``get_state``, ``set_state`` and ``close``.
+      dataset: grain's dataset; its iterators have ``get_state``, ``set_state`` and ``close``; those
+        with workers must be closed before the process ends.
     """
 
     files: tuple[Path, ...]
@@ -283,9 +287,14 @@ def make_loader(
       AudioError: no file is usable, or one isn't and ``strict`` is set.
       ValueError: a setting is out of range, or there are fewer clips than a single batch needs.
     """
-    for name, value in (("batch_size", batch_size), ("n_samples", n_samples), ("threads", threads)):
+    counts = {"batch_size": batch_size, "n_samples": n_samples, "threads": threads}
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, not {workers}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be from 0 to 2^32 - 1, not {seed}")
     import grain
 
     usable, skipped = check_files(files, full=full_check, strict=strict, progress=progress)

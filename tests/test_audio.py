@@ -1,0 +1,277 @@
+import io
+import os
+import resource
+import stat
+import struct
+from math import ceil
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxsparse.audio import atomic_write, read_audio, resample, to_mono, write_wav
+from jaxsparse.errors import AudioError
+
+RATE = 16_000
+
+
+def tone(n_samples=8_000, n_channels=2, rate=RATE, frequency=440.0):
+    phase = 2 * np.pi * frequency * np.arange(n_samples) / rate
+    return (0.5 * np.sin(phase[:, None] + np.arange(n_channels))).astype(np.float32)
+
+
+def encoded(samples, file_format, subtype=None, rate=RATE):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=file_format, subtype=subtype)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file_format", "subtype", "tolerance"),
+    [
+        ("WAV", "FLOAT", 0.0),
+        ("WAV", "PCM_16", 2**-15),
+        ("AIFF", "PCM_16", 2**-15),
+        ("AU", "PCM_16", 2**-15),
+        ("FLAC", "PCM_24", 2**-23),
+        # Lossy, by the ear's measure: a twentieth of the tone's amplitude, its start left out.
+        ("OGG", "VORBIS", 0.025),
+        ("OGG", "OPUS", 0.025),
+        ("MP3", "MPEG_LAYER_III", 0.025),
+    ],
+)
+def test_reads_every_format_whatever_its_name(tmp_path, file_format, subtype, tolerance):
+    path = tmp_path / "sound"
+    samples = tone()
+    path.write_bytes(encoded(samples, file_format, subtype))
+    read, rate = read_audio(path)
+    assert rate == RATE
+    assert read.dtype == np.float32
+    assert read.shape == samples.shape
+    inside = slice(2_000, -2_000) if tolerance > 0.01 else slice(None)
+    np.testing.assert_allclose(read[inside], samples[inside], rtol=0, atol=tolerance)
+
+
+@given(
+    samples=hnp.arrays(np.int16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)),
+    rate=st.integers(1_000, 1_000_000),
+)
+def test_sixteen_bits_survive_reading_and_writing(tmp_path_factory, samples, rate):
+    path = tmp_path_factory.mktemp("wav") / "a.wav"
+    soundfile.write(path, samples, rate, subtype="PCM_16")
+    write_wav(path, *read_audio(path))
+    again, again_rate = soundfile.read(path, dtype="int16", always_2d=True)
+    assert again_rate == rate
+    np.testing.assert_array_equal(again, samples)
+
+
+def test_write_rounds_halves_to_even_and_clips(tmp_path):
+    steps = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 0.49, 32766.5, 40000.0, -32768.0, -40000.0])
+    write_wav(tmp_path / "a.wav", steps[:, None] / 2**15, 8_000)
+    written, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
+    np.testing.assert_array_equal(written, [0, 2, 2, 0, -2, 0, 32766, 32767, -32768, -32768])
+
+
+def test_to_mono_averages_channels():
+    np.testing.assert_array_equal(to_mono(np.array([[1.0, 0.0], [-0.5, 0.25]])), [0.5, -0.125])
+
+
+@given(
+    n_samples=st.integers(1, 3_000),
+    n_channels=st.integers(1, 3),
+    from_rate=st.sampled_from([8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 15_999]),
+    to_rate=st.sampled_from([8_000, 11_025, 16_000, 44_100, 48_000]),
+)
+def test_resampled_length_is_the_ceiling(n_samples, n_channels, from_rate, to_rate):
+    resampled = resample(tone(n_samples, n_channels), from_rate, to_rate)
+    assert resampled.dtype == np.float32
+    # The products are far below 2^53, so the quotient's ceiling is exact in float64.
+    assert resampled.shape == (ceil(n_samples * to_rate / from_rate), n_channels)
+
+
+@pytest.mark.parametrize("from_rate", [8_000, 11_025, 44_100, 48_000])
+def test_resampling_keeps_a_tone_in_time(from_rate):
+    resampled = resample(tone(from_rate, rate=from_rate), from_rate, RATE)
+    inside = slice(RATE // 4, 3 * RATE // 4)
+    # Away from the edges the high quality filter is flat to 16 bits and better at 440 Hz.
+    np.testing.assert_allclose(resampled[inside], tone(RATE)[inside], rtol=0, atol=1e-4)
+
+
+def test_resampling_removes_what_lies_above_the_new_band():
+    high = tone(48_000, rate=48_000, frequency=11_000.0)
+    assert np.abs(resample(high, 48_000, RATE)[4_000:-4_000]).max() < 1e-4
+
+
+def test_equal_rates_change_nothing():
+    samples = tone()
+    assert resample(samples, 44_100, 44_100) is samples
+
+
+def test_rates_must_be_positive():
+    with pytest.raises(ValueError, match="positive"):
+        resample(tone(), 0, RATE)
+
+
+def test_missing_file_and_directory_are_os_errors(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_audio(tmp_path / "no.wav")
+    with pytest.raises(IsADirectoryError):
+        read_audio(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_permission_is_an_os_error(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded(tone(), "WAV"))
+    path.chmod(0)
+    with pytest.raises(PermissionError):
+        read_audio(path)
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(AudioError, match="not a regular file"):
+        read_audio(tmp_path / "pipe")
+
+
+def floats_with(**values):
+    samples = np.zeros((100, 2), np.float32)
+    for name, value in values.items():
+        samples[int(name.removeprefix("at")), 1] = value
+    return encoded(samples, "WAV", "FLOAT")
+
+
+def flac_claiming(n_samples):
+    """A FLAC file whose header says that it has this many samples (36 bits at byte 21.5)."""
+    flac = bytearray(encoded(tone(), "FLAC"))
+    flac[21:26] = ((flac[21] >> 4 << 36) | n_samples).to_bytes(5, "big")
+    return bytes(flac)
+
+
+FAULTS = {
+    "empty": (b"", "empty"),
+    "text": (b"not audio at all\n" * 100, "not readable as audio: format not recognised"),
+    "zeros": (bytes(5_000), "not readable as audio: format not recognised"),
+    "no samples": (encoded(np.zeros((0, 1)), "WAV"), "no samples"),
+    "nothing but the header": (flac_claiming(8_000)[:42], "damaged or cut short"),
+    "NaN": (floats_with(at7=np.nan), "1 of 200 samples are NaN, .* at 7$"),
+    "infinite": (floats_with(at40=-np.inf, at90=np.nan), "2 of 200 samples .* at 40$"),
+    "too large": (floats_with(at3=1e30), "1 of 200 samples .* at 3$"),
+    "rate": (encoded(tone(), "WAV", rate=10), "sample rate of 10 Hz"),
+    "unknown length": (flac_claiming(0), "how long"),
+    "length of 50 days": (flac_claiming(2**36 - 1), "cut short"),
+    "zero chunks": (b"RIFF\x00\x00\x00\x00WAVE" + bytes(10_000_000), "not readable as audio"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_refuses(tmp_path, name):
+    data, message = FAULTS[name]
+    path = tmp_path / "bad.wav"
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=message) as caught:
+        read_audio(path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("file_format", ["WAV", "AIFF", "AU", "FLAC", "OGG"])
+@pytest.mark.parametrize("kept", [30, 0.5, -1])
+def test_refuses_truncated(tmp_path, file_format, kept):
+    data = encoded(tone(), file_format)
+    path = tmp_path / "cut"
+    path.write_bytes(data)
+    assert len(read_audio(path)[0]) == 8_000
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(AudioError, match=r"truncated|cut short|not readable"):
+        read_audio(path)
+
+
+def test_refuses_truncated_mp3(tmp_path):
+    data = encoded(tone(80_000), "MP3")
+    (tmp_path / "cut.mp3").write_bytes(data[: len(data) // 2])
+    with pytest.raises(AudioError, match="truncated"):
+        read_audio(tmp_path / "cut.mp3")
+
+
+def test_accepts_a_wav_that_was_written_to_a_pipe(tmp_path):
+    data = bytearray(encoded(tone(), "WAV", "PCM_16"))
+    data[4:8] = data[40:44] = struct.pack("<I", 0xFFFFFFFF)
+    (tmp_path / "a.wav").write_bytes(data)
+    assert len(read_audio(tmp_path / "a.wav")[0]) == 8_000
+
+
+def test_write_refuses_nan(tmp_path):
+    samples = tone()
+    samples[5, 0] = np.nan
+    with pytest.raises(AudioError, match=r"at 5$"):
+        write_wav(tmp_path / "a.wav", samples, RATE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_atomic_write_replaces_and_follows_links(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    atomic_write(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "target"]
+
+
+def test_atomic_write_obeys_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "a", b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+def test_atomic_write_leaves_a_device_in_place(tmp_path):
+    atomic_write("/dev/null", b"gone")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.fixture
+def full_disk():
+    """No file of this process grows beyond 10 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, full_disk):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"old")
+    write_wav(tmp_path / "small.wav", tone(1_000), RATE)
+    with pytest.raises(OSError) as caught:
+        write_wav(path, tone(100_000), RATE)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "small.wav"]
+
+
+def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unwritable_targets_are_os_errors_with_their_own_name(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        atomic_write(tmp_path, b"")
+    with pytest.raises(FileNotFoundError) as caught:
+        atomic_write(tmp_path / "no" / "a", b"")
+    assert caught.value.filename == str(tmp_path / "no" / "a")
