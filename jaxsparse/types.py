@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Complex, Float, Key
 SAMPLE_RATE = 16_000
 
 PRNGKey: TypeAlias = Key[Array, ""]
-Waveform: TypeAlias = Float[Array, "N"]
+Waveform: TypeAlias = Float[Array, " N"]
 ComplexSpectrogram: TypeAlias = Complex[Array, "F T"]
 Spectrogram: TypeAlias = Float[Array, "F T"]
 HardMask: TypeAlias = Bool[Array, "F T"]

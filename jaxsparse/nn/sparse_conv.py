@@ -1,4 +1,4 @@
-"""Sparsity-invariant convolution (Uhrig et al. 2017, "Sparsity Invariant CNNs"), as a pure function.
+"""Sparsity-invariant convolution (Uhrig et al. 2017) as a pure function.
 
 The numerator convolves the observed inputs, the denominator counts them, the next mask says
 which windows held any. A bool mask is hard: what it hides is selected away and cannot leak, NaN
@@ -25,7 +25,7 @@ def sparse_conv(
     x: Float[Array, "F T C_in"],
     mask: Bool[Array, "F T"] | Float[Array, "F T"],
     kernel: Float[Array, "K K C_in C_out"],
-    bias: Float[Array, "C_out"],  # noqa: F821
+    bias: Float[Array, " C_out"],
     *,
     normalization: Normalization = "count",
     eps: float = 1e-8,
