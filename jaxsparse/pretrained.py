@@ -1,0 +1,114 @@
+"""Trained networks: the ones that ship with the package, and files of one's own.
+
+A network is a ``.safetensors`` file, whose metadata hold the architecture, beside a ``.json``
+card: data, licence, command, time, losses, and the SHA-256 of the weights.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxsparse.errors import JaxsparseError
+from jaxsparse.nn.network import Apply, Params, SparseCNNConfig, sparse_cnn
+
+NAMES = ("random-80", "random-85", "random-90", "random-95", "mixed")
+
+
+class WeightsError(JaxsparseError):
+    """A file of weights that is damaged or not one of ours."""
+
+
+class Pretrained(NamedTuple):
+    """A trained network: `apply`, its parameters and its card (with ``sha256`` and ``halo``)."""
+
+    apply: Apply
+    params: Params
+    card: dict[str, Any]
+
+
+def load_pretrained(name: str) -> Pretrained:
+    """Loads a network that ships with the package.
+
+    Args:
+        name: One of `NAMES`: trained for random masks of 80 to 95 % sparsity, or for mixed masks
+            of any sparsity in that range.
+
+    Raises:
+        ValueError: If there is no such network.
+        WeightsError: If its file is not the one that its card describes.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no network is named {name!r}; there are {', '.join(NAMES)}")
+    with resources.as_file(resources.files("jaxsparse") / "weights") as directory:
+        return load_weights(directory / f"{name}.safetensors")
+
+
+def load_weights(path: str | os.PathLike[str]) -> Pretrained:
+    """Loads a network from a file that `save_weights` wrote.
+
+    Raises:
+        OSError: If the file or its card can't be read.
+        WeightsError: If they are damaged, or don't belong together.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    try:
+        card = json.loads(path.with_suffix(".json").read_text())
+        if hashlib.sha256(data).hexdigest() != card["sha256"]:
+            raise WeightsError(f"{path.name} is not the file that its card describes (SHA-256)")
+        with safetensors.safe_open(path, framework="numpy") as file:
+            config = json.loads(file.metadata()["config"])
+        flat = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path.name} or its card is damaged: {error}") from error
+    config["kernel_sizes"] = tuple(config["kernel_sizes"])
+    network = sparse_cnn(SparseCNNConfig(**config))
+    return Pretrained(network.apply, _unflatten(flat), {**card, "halo": network.halo})
+
+
+def save_weights(
+    path: str | os.PathLike[str], params: Params, config: SparseCNNConfig, card: dict[str, Any]
+) -> str:
+    """Writes parameters to a ``.safetensors`` file and the card to a ``.json`` beside it.
+
+    Returns:
+        The SHA-256 of the weights' file.
+    """
+    path = Path(path)
+    settings = dataclasses.asdict(config)
+    del settings["kernel_gradient"]  # how a gradient is computed is no part of the network
+    data = safetensors.numpy.save(_flatten(params), {"config": json.dumps(settings)})
+    digest = hashlib.sha256(data).hexdigest()
+    path.write_bytes(data)
+    path.with_suffix(".json").write_text(json.dumps({**card, "sha256": digest}, indent=2) + "\n")
+    return digest
+
+
+def _flatten(params: Params, prefix: str = "") -> dict[str, np.ndarray]:
+    flat = {}
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        flat |= (
+            _flatten(value, f"{name}.") if isinstance(value, dict) else {name: np.asarray(value)}
+        )
+    return flat
+
+
+def _unflatten(flat: dict[str, np.ndarray]) -> Params:
+    params: Params = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split(".")
+        node = params
+        for parent in parents:
+            node = node.setdefault(int(parent) if parent.isdigit() else parent, {})
+        node[leaf] = jnp.asarray(value)
+    return params

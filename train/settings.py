@@ -1,0 +1,80 @@
+"""Settings of a training run, and the recipes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jaxsparse.nn.sparse_conv import KernelGradient
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a training run; every recipe is one set of defaults."""
+
+    # Folder tree of audio files to train on.
+    data: Path
+    # Where checkpoints, log.csv, pictures and the trained network go.
+    workdir: Path
+    # Share of bins hidden: one value, or the two ends of a range to draw from.
+    sparsity: tuple[float, ...] = (0.95,)
+    # random: bins drawn uniformly. mixed: half the loudest bins, half drawn from the others.
+    masks: Literal["random", "mixed"] = "random"
+    # Optimizer steps.
+    steps: int = 11_250
+    # Clips in a step.
+    batch_size: int = 16
+    # Samples of a clip at 16 kHz; longer ones are cut at a random offset, shorter ones padded.
+    n_samples: int = 77_276
+    # Bins and frames of random crops of each spectrogram; none trains on whole ones.
+    crop: tuple[int, int] | None = None
+    # Crops of each clip.
+    crops_per_clip: int = 1
+    # AdamW's learning rate; with the cosine schedule its peak.
+    learning_rate: float = 1e-4
+    # constant, or a short warm-up and a cosine down to zero.
+    schedule: Literal["constant", "cosine"] = "constant"
+    # AdamW's decoupled weight decay.
+    weight_decay: float = 5e-4
+    # native is faster on the CPU where a step has about eight crops; see sparse_conv.
+    kernel_gradient: KernelGradient = "auto"
+    # A trained network (.safetensors) to start from instead of random parameters.
+    init_from: Path | None = None
+    # Of parameters, masks, crops and the order of clips.
+    seed: int = 0
+    # Goes on from the newest checkpoint in workdir.
+    resume: bool = False
+    # Makes an unusable audio file an error instead of skipping it.
+    strict: bool = False
+    # Processes that read audio ahead; 0 reads in threads.
+    workers: int = 0
+    # Steps between lines of the log.
+    log_every: int = 20
+    # Steps between checkpoints.
+    checkpoint_every: int = 250
+    # Steps between pictures of input, mask, output and target; 0 draws none.
+    picture_every: int = 1000
+    # Writes TensorBoard events too (needs the extra `tensorboard`).
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.sparsity) not in (1, 2) or not all(0 < s < 1 for s in self.sparsity):
+            raise ValueError("sparsity takes one value or the ends of a range, between 0 and 1")
+        for name in ("steps", "batch_size", "n_samples", "crops_per_clip", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+
+RECIPES = {
+    # The thesis' (4.2): 20 epochs of 9,000 clips are 11,250 steps of 16 whole spectrograms.
+    "thesis": {},
+    # For two cores: eight crops a step, a high learning rate that comes down to zero.
+    "fast": {
+        "steps": 4_000,
+        "batch_size": 4,
+        "crop": (192, 96),
+        "crops_per_clip": 2,
+        "learning_rate": 4e-3,
+        "schedule": "cosine",
+        "kernel_gradient": "native",
+    },
+}
