@@ -18,7 +18,7 @@ Normalization: TypeAlias = Literal["count", "weight"]
 KernelGradient: TypeAlias = Literal["auto", "native"]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_BLOCK_ROWS = 16
+_BLOCKS = 8
 
 
 def sparse_conv(
@@ -170,11 +170,12 @@ def _conv_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _conv_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     x_cotangent = _conv(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+    like = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
     kernel_cotangent = lax.platform_dependent(
         x,
         cotangent,
-        cpu=functools.partial(_kernel_gradient_in_blocks, size=kernel.shape[0]),
-        default=functools.partial(_kernel_gradient_native, kernel=kernel),
+        cpu=_one_after_the_other(functools.partial(_kernel_gradient_in_blocks, kernel=like)),
+        default=functools.partial(_kernel_gradient_native, kernel=like),
     )
     return x_cotangent, kernel_cotangent.astype(kernel.dtype)
 
@@ -182,40 +183,49 @@ def _conv_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, 
 _conv_blocked_gradient.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _kernel_gradient_native(x: Array, cotangent: Array, *, kernel: Array) -> Array:
+def _kernel_gradient_native(x: Array, cotangent: Array, *, kernel: jax.ShapeDtypeStruct) -> Array:
     (gradient,) = jax.linear_transpose(lambda k: _conv(x, k), kernel)(cotangent)
     return gradient.astype(jnp.float32)
 
 
 def _kernel_gradient_in_blocks(
-    x: Float[Array, "F T C_in"], cotangent: Float[Array, "F T C_out"], *, size: int
-) -> Float[Array, "K K C_in C_out"]:
-    """The kernel's gradient from one matrix product per block of rows.
+    x: Array, cotangent: Array, *, kernel: jax.ShapeDtypeStruct
+) -> Array:
+    """The kernel's gradient of one example, as that of a batch of eight blocks of its rows.
 
-    Tap (a, b) is the sum over pixels of ``x[i + a - p, j] * cotangent[i, j + p - b]``: rows are
-    shifted in one factor and columns in the other, so 2 K copies of a block hold all K * K taps.
+    XLA's CPU gradient with respect to the kernel is up to ten times faster for a batch of 8 to
+    16 images than for one of the same size, or for 32 of a fraction of it.
     """
-    n_rows, n_columns, c_in = x.shape
-    c_out = cotangent.shape[-1]
+    size = kernel.shape[0]
     half = size // 2
-    n_blocks = -(-n_rows // _BLOCK_ROWS)
-    tail = n_blocks * _BLOCK_ROWS - n_rows
-    x = jnp.pad(x, ((half, half + tail), (0, 0), (0, 0)))
-    cotangent = jnp.pad(cotangent, ((0, tail), (half, half), (0, 0)))
+    n_rows = -(-x.shape[0] // _BLOCKS)
+    tail = n_rows * _BLOCKS - x.shape[0]
+    x = jnp.pad(x, ((half, half + tail), (half, half), (0, 0)))
+    blocks = jnp.stack([x[i * n_rows : (i + 1) * n_rows + 2 * half] for i in range(_BLOCKS)])
+    cotangents = jnp.pad(cotangent, ((0, tail), (0, 0), (0, 0)))
+    cotangents = cotangents.reshape(_BLOCKS, n_rows, *cotangent.shape[1:])
 
-    def add_block(total: Array, start: Array) -> tuple[Array, None]:
-        x_rows = lax.dynamic_slice_in_dim(x, start, _BLOCK_ROWS + 2 * half)
-        g_rows = lax.dynamic_slice_in_dim(cotangent, start, _BLOCK_ROWS)
-        left = jnp.concatenate([x_rows[a : a + _BLOCK_ROWS] for a in range(size)], axis=-1)
-        right = jnp.concatenate(
-            [g_rows[:, 2 * half - b : 2 * half - b + n_columns] for b in range(size)], axis=-1
+    def conv(k: Array) -> Array:
+        return lax.conv_general_dilated(
+            blocks, k.astype(x.dtype), (1, 1), "VALID", dimension_numbers=_DIMENSIONS
         )
-        product = jnp.einsum("ijp,ijq->pq", left, right, preferred_element_type=jnp.float32)
-        return total + product, None
 
-    total, _ = lax.scan(
-        add_block,
-        jnp.zeros((size * c_in, size * c_out), jnp.float32),
-        jnp.arange(n_blocks) * _BLOCK_ROWS,
-    )
-    return total.reshape(size, c_in, size, c_out).transpose(0, 2, 1, 3)
+    (gradient,) = jax.linear_transpose(conv, kernel)(cotangents)
+    return gradient.astype(jnp.float32)
+
+
+def _one_after_the_other(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    """Unrolls ``vmap`` over examples: batched, the blocks would be too many to be fast."""
+    unrolled = jax.custom_batching.custom_vmap(function)
+
+    @unrolled.def_vmap
+    def rule(
+        axis_size: int, in_batched: list[bool], x: Array, cotangent: Array
+    ) -> tuple[Array, bool]:
+        outputs = [
+            unrolled(x[i] if in_batched[0] else x, cotangent[i] if in_batched[1] else cotangent)
+            for i in range(axis_size)
+        ]
+        return jnp.stack(outputs), True
+
+    return unrolled

@@ -1,0 +1,17 @@
+from .masks import count_observed as count_observed
+from .masks import loudest_mask as loudest_mask
+from .masks import mixed_mask as mixed_mask
+from .masks import project_to_count as project_to_count
+from .masks import random_mask as random_mask
+from .nn.network import SparseCNNConfig as SparseCNNConfig
+from .nn.network import sparse_cnn as sparse_cnn
+from .nn.sparse_conv import sparse_conv as sparse_conv
+from .pretrained import load_pretrained as load_pretrained
+from .pretrained import load_weights as load_weights
+from .reconstruct import evaluate_masks as evaluate_masks
+from .reconstruct import reconstruct_spectrogram as reconstruct_spectrogram
+from .reconstruct import to_waveform as to_waveform
+from .spectrogram import log_power as log_power
+from .spectrogram import phase_mask as phase_mask
+from .spectrogram import power_to_db as power_to_db
+from .stft import STFTConfig as STFTConfig
