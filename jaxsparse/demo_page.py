@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -27,6 +28,17 @@ _COLUMNS: dict[str, tuple[str, str, int, Callable[..., float]]] = {
     "pesq_nb": ("PESQ, narrow band", "1 to 4.5, more is better", 2, max),
     "stoi": ("STOI", "0 to 1, more is better", 3, max),
     "mse": ("MSE", "dB², less is better", 1, min),
+}
+_CAPTIONS = {
+    "mask": "Which bins are stored.",
+    "stored": "What the network is given.",
+    "decoded": "The spectrogram of what you hear.",
+}
+_PARTS = {
+    "mask": "Mask: which bins",
+    "values": "Their levels",
+    "phase_bitmap": "Which phases",
+    "overhead": "Header and checksums",
 }
 _CLOSE_UP = (128, 64)
 """Bins and frames of the close-ups: 1 kHz by one second."""
@@ -67,7 +79,10 @@ class Coded:
     wav: bytes
     """What it decodes to, as a file."""
     mask: Bool[np.ndarray, "F T"]
+    stored: Float[np.ndarray, "F T"]
+    """Levels in dB as the file holds them; what is outside the mask has no meaning."""
     spectrogram: Float[np.ndarray, "F T"]
+    """Of the decoded sound."""
     scores: Mapping[str, float]
     """NaN where a metric has no score; `reasons` says why."""
     reasons: Mapping[str, str]
@@ -81,26 +96,27 @@ class Coded:
         return _TITLES[self.name]
 
 
-def spectrogram_picture(
-    levels: Float[np.ndarray, "F T"], peak: float, mask: Bool[np.ndarray, "F T"] | None = None
-) -> bytes:
-    """Draws levels in dB as PNG, low frequencies at the bottom, bins outside `mask` transparent."""
-    from matplotlib import colormaps
+def draw_pictures(clip: Clip, versions: Sequence[Coded]) -> dict[str, bytes]:
+    """Draws all that the page shows of the whole clip, and ``overview``, as PNG.
 
-    # 64 steps of 1.25 dB can't be told apart and halve the file.
-    scaled = np.round(np.clip((levels - peak) / TOP_DB + 1.0, 0.0, 1.0) * 63) / 63
-    pixels = colormaps[_COLORMAP](scaled, bytes=True)
-    if mask is not None:
-        pixels[~mask] = 0
-    return _png(pixels)
+    Returns:
+        Name to file: ``original``, ``overview``, and for each version ``NAME-mask``,
+        ``NAME-stored`` and ``NAME-decoded``.
+    """
+    peak = float(clip.spectrogram.max())
+    pictures = {"original": _spectrogram_png(_pool_bins(clip.spectrogram, 2, np.mean), peak)}
+    for version in versions:
+        mask = _pool_bins(version.mask, 4, np.max)
+        stored = _pool_bins(np.where(version.mask, version.stored, -np.inf), 4, np.max)
+        decoded = _pool_bins(version.spectrogram, 2, np.mean)
+        pictures[f"{version.name}-mask"] = _mask_png(mask)
+        pictures[f"{version.name}-stored"] = _spectrogram_png(stored, peak, mask)
+        pictures[f"{version.name}-decoded"] = _spectrogram_png(decoded, peak)
+    pictures["overview"] = _overview(clip, versions)
+    return pictures
 
 
-def mask_picture(mask: Bool[np.ndarray, "F T"]) -> bytes:
-    """Draws a mask as PNG: kept bins near white, the others transparent."""
-    return _png(np.where(mask[..., None], np.array([240, 236, 245, 255], np.uint8), np.uint8(0)))
-
-
-def overview(clip: Clip, versions: Sequence[Coded]) -> bytes:
+def _overview(clip: Clip, versions: Sequence[Coded]) -> bytes:
     """Draws the original, and for each version its kept bins and its decoded sound, with axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -110,7 +126,7 @@ def overview(clip: Clip, versions: Sequence[Coded]) -> bytes:
     FigureCanvasAgg(figure)
     panels: list[tuple[str, np.ndarray, np.ndarray | None]] = [("Original", clip.spectrogram, None)]
     for version in versions:
-        panels.append((f"{version.title}: stored bins", clip.spectrogram, version.mask))
+        panels.append((f"{version.title}: stored bins", version.stored, version.mask))
         panels.append((f"{version.title}: decoded", version.spectrogram, None))
     grid = figure.add_gridspec(2 * len(versions), 3)
     middle = len(versions) - 1
@@ -145,6 +161,7 @@ def overview(clip: Clip, versions: Sequence[Coded]) -> bytes:
 def render_page(
     clip: Clip,
     versions: Sequence[Coded],
+    pictures: Mapping[str, bytes],
     *,
     sparsity: str,
     n_fft: int,
@@ -156,6 +173,7 @@ def render_page(
     Args:
         clip: What was coded.
         versions: At least one coding of it.
+        pictures: As `draw_pictures` gives them.
         sparsity: Share of bins that were not stored, as it was typed.
         n_fft: For the close-up's frequency axis.
         seconds: How long the demo took.
@@ -172,10 +190,10 @@ def render_page(
         title=clip.transcript or clip.name,
         heading="One bin in twenty" if float(sparsity) == 0.95 else "A few bins of many",
         clip=clip,
-        versions=[_version(v, versions, clip) for v in versions],
+        versions=[_version(v, versions, clip, pictures) for v in versions],
         original_audio=_data_uri("audio/wav", clip.wav),
-        original_picture=_whole(
-            clip, "Original.", clip.spectrogram, None, "The spectrogram of what went in."
+        original_picture=_figure(
+            clip, pictures["original"], "Original.", "The spectrogram of what went in."
         ),
         close_ups=_close_ups(clip, versions, n_fft),
         columns=[{"key": key, "title": c[0], "hint": c[1]} for key, c in _COLUMNS.items()],
@@ -205,7 +223,9 @@ def render_page(
     )
 
 
-def _version(version: Coded, versions: Sequence[Coded], clip: Clip) -> dict[str, Any]:
+def _version(
+    version: Coded, versions: Sequence[Coded], clip: Clip, pictures: Mapping[str, bytes]
+) -> dict[str, Any]:
     bits = 8 * len(version.data)
     return {
         "name": version.name,
@@ -219,11 +239,8 @@ def _version(version: Coded, versions: Sequence[Coded], clip: Clip) -> dict[str,
         "audio": _data_uri("audio/wav", version.wav),
         "cells": {key: _cell(key, version, versions) for key in METRICS},
         "pictures": [
-            _whole(clip, "Mask.", None, version.mask, "Which bins are stored."),
-            _whole(clip, "Stored.", clip.spectrogram, version.mask, "What the network is given."),
-            _whole(
-                clip, "Decoded.", version.spectrogram, None, "The spectrogram of what you hear."
-            ),
+            _figure(clip, pictures[f"{version.name}-{kind}"], f"{kind.capitalize()}.", caption)
+            for kind, caption in _CAPTIONS.items()
         ],
     }
 
@@ -237,39 +254,26 @@ def _cell(key: str, version: Coded, versions: Sequence[Coded]) -> dict[str, Any]
     return {"text": f"{value:.{digits}f}", "best": len(others) > 1 and value == better(others)}
 
 
-def _whole(
-    clip: Clip,
-    title: str,
-    levels: Float[np.ndarray, "F T"] | None,
-    mask: Bool[np.ndarray, "F T"] | None = None,
-    caption: str = "",
-) -> dict[str, Any]:
+def _figure(clip: Clip, picture: bytes, title: str, caption: str) -> dict[str, Any]:
     """A picture of the whole clip, with the ticks that the page draws around it."""
+    seconds = clip.seconds
+    step = next((s for s in (0.05, 0.1, 0.2, 0.5, 1, 2) if seconds / s <= 6), 5)
+    times = [i * step for i in range(math.ceil((seconds - step / 3) / step))]
     n_frames = clip.spectrogram.shape[1]
-    peak = float(clip.spectrogram.max())
-    if levels is None:
-        assert mask is not None
-        picture = mask_picture(_pool_bins(mask, 4, np.max))
-    elif mask is None:
-        picture = spectrogram_picture(_pool_bins(levels, 2, np.mean), peak)
-    else:
-        shown = _pool_bins(np.where(mask, levels, -np.inf), 4, np.max)
-        picture = spectrogram_picture(shown, peak, _pool_bins(mask, 4, np.max))
-    step = next(s for s in (0.25, 0.5, 1, 2, 5, 10) if clip.seconds / s <= 6 or s == 10)
-    times = np.arange(0, clip.seconds - step / 3, step)
-    position = (times * SAMPLE_RATE / clip.hop_length + 0.5) / n_frames
+    positions = [(time * SAMPLE_RATE / clip.hop_length + 0.5) / n_frames for time in times]
+    top = SAMPLE_RATE // 2000
     return {
         "src": _data_uri("image/png", picture),
         "title": title,
         "caption": caption,
-        "alt": f"{title} {caption} {clip.seconds:.1f} seconds by 0 to {SAMPLE_RATE // 2000} kHz.",
+        "alt": f"{title} {caption} {seconds:.1f} seconds by {top} kHz.",
         "x_ticks": [
-            {"percent": f"{100 * p:.2f}", "text": f"{t:g} s" if t == times[-1] else f"{t:g}"}
-            for t, p in zip(times, position, strict=True)
+            {"percent": f"{100 * position:.2f}", "text": f"{time:g}" + " s" * (time == times[-1])}
+            for time, position in zip(times, positions, strict=True)
         ],
         "y_ticks": [
-            {"percent": f"{100 * f / 8:.1f}", "text": "8 kHz" if f == 8 else str(f)}
-            for f in (0, 2, 4, 6, 8)
+            {"percent": f"{100 * f / top:.1f}", "text": f"{f}" + " kHz" * (f == top)}
+            for f in range(0, top + 1, 2)
         ],
     }
 
@@ -291,7 +295,7 @@ def _close_ups(clip: Clip, versions: Sequence[Coded], n_fft: int) -> dict[str, A
     ) -> dict[str, Any]:
         shown = None if mask is None else mask[region]
         return {
-            "src": _data_uri("image/png", spectrogram_picture(levels[region], peak, shown)),
+            "src": _data_uri("image/png", _spectrogram_png(levels[region], peak, shown)),
             "title": title,
             "caption": caption,
             "alt": f"Close-up, {title} {caption}",
@@ -301,7 +305,7 @@ def _close_ups(clip: Clip, versions: Sequence[Coded], n_fft: int) -> dict[str, A
 
     figures = [figure("Original.", "", clip.spectrogram)]
     for version in versions:
-        figures.append(figure(f"{version.title}.", "Stored.", clip.spectrogram, version.mask))
+        figures.append(figure(f"{version.title}.", "Stored.", version.stored, version.mask))
         figures.append(figure(f"{version.title}.", "Decoded.", version.spectrogram))
     return {
         "figures": figures,
@@ -314,7 +318,7 @@ def _close_ups(clip: Clip, versions: Sequence[Coded], n_fft: int) -> dict[str, A
 def _parts(clip: Clip, versions: Sequence[Coded]) -> list[dict[str, Any]]:
     return [
         {
-            "title": name.capitalize(),
+            "title": _PARTS.get(name, name.capitalize()),
             "colour": 1 + index % 5,
             "cells": [
                 {
@@ -336,6 +340,7 @@ def _bars(clip: Clip, versions: Sequence[Coded]) -> list[dict[str, Any]]:
             "pieces": [
                 {"percent": f"{100 * bits / longest:.3f}", "colour": 1 + index % 5}
                 for index, bits in enumerate(version.parts.values())
+                if bits
             ],
         }
         for version in versions
@@ -353,7 +358,7 @@ def _verdict(clip: Clip, versions: Sequence[Coded]) -> dict[str, Any]:
         "smaller": min(ratios) < 1,
         "low": f"{min(ratios):.2f}",
         "high": f"{max(ratios):.2f}",
-        "part": part,
+        "part": _PARTS.get(part, part).lower(),
         "share": share,
     }
 
@@ -363,6 +368,25 @@ def _pool_bins(levels: np.ndarray, factor: int, reduce: Callable[..., np.ndarray
     n_groups = max(levels.shape[0] // factor, 1)
     factor = min(factor, levels.shape[0])
     return reduce(levels[: n_groups * factor].reshape(n_groups, factor, -1), axis=1)
+
+
+def _spectrogram_png(
+    levels: Float[np.ndarray, "F T"], peak: float, mask: Bool[np.ndarray, "F T"] | None = None
+) -> bytes:
+    """Levels in dB by colour, low frequencies at the bottom, bins outside `mask` transparent."""
+    from matplotlib import colormaps
+
+    # 64 steps of 1.25 dB can't be told apart and halve the file.
+    scaled = np.round(np.clip((levels - peak) / TOP_DB + 1.0, 0.0, 1.0) * 63) / 63
+    pixels = colormaps[_COLORMAP](scaled, bytes=True)
+    if mask is not None:
+        pixels[~mask] = 0
+    return _png(pixels)
+
+
+def _mask_png(mask: Bool[np.ndarray, "F T"]) -> bytes:
+    """Kept bins near white, the others transparent."""
+    return _png(np.where(mask[..., None], np.array([240, 236, 245, 255], np.uint8), np.uint8(0)))
 
 
 def _ramp() -> str:

@@ -1,0 +1,460 @@
+"""The command line: ``jaxsparse compress``, ``decompress``, ``info`` and ``demo``.
+
+Nothing heavy is imported before a command needs it, so that help and refusals come at once.
+"""
+
+import argparse
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jaxsparse.errors import JaxsparseError
+
+REFUSED = 2
+INTERRUPTED = 130
+
+
+class _RefusedError(Exception):
+    """Something that a command can't use; the message is all that the user sees."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0, 2 where something was refused, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: After ``--help`` and ``--version``, and for arguments that can't be parsed.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+        sys.stdout.flush()
+    except _RefusedError as error:
+        print(f"jaxsparse: {_one_line(str(error))}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has left; the interpreter's own flush at exit mustn't complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _compress(arguments: argparse.Namespace) -> None:
+    _check_input(arguments.input)
+    _check_output(arguments.output, arguments.force, source=arguments.input)
+    with _blaming(arguments.input):
+        from jaxsparse import audio
+
+        samples, sample_rate = audio.read_audio(arguments.input)
+    with _blaming():
+        from jaxsparse import codec
+
+        settings = codec.CodecSettings(
+            sparsity=arguments.sparsity,
+            mask=arguments.mask,
+            phase_threshold=arguments.phases,
+            seed=arguments.seed,
+            value_step_db=arguments.value_step,
+            phase_bits=arguments.phase_bits,
+            network=arguments.network,
+        )
+    with _blaming(arguments.input), _progress("compressing") as progress:
+        data = codec.compress(samples, sample_rate, settings, progress=progress)
+    with _blaming(arguments.output):
+        audio.atomic_write(arguments.output, data)
+    from jaxsparse import container
+
+    description = container.describe(data)
+    print(json.dumps(description, indent=2) if arguments.json else _summary(description))
+
+
+def _decompress(arguments: argparse.Namespace) -> None:
+    _check_input(arguments.input)
+    _check_output(arguments.output, arguments.force, source=arguments.input)
+    with _blaming(arguments.input):
+        from jaxsparse import container
+
+        data = arguments.input.read_bytes()
+        container.describe(data)
+        from jaxsparse import audio, codec
+
+        with _progress("decompressing") as progress:
+            samples, sample_rate = codec.decompress(data, progress=progress)
+    with _blaming(arguments.output):
+        audio.write_wav(arguments.output, samples, sample_rate)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    _check_input(arguments.input)
+    with _blaming(arguments.input):
+        from jaxsparse import container
+
+        description = container.describe(arguments.input.read_bytes())
+    print(json.dumps(description, indent=2) if arguments.json else _table(description))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    if arguments.input is not None:
+        _check_input(arguments.input)
+    _check_directory(arguments.out, arguments.force)
+    with _blaming(arguments.input, target=arguments.out):
+        from jaxsparse import audio
+
+        if arguments.input is not None:
+            with audio.open_audio(arguments.input):
+                pass
+        from jaxsparse import demo
+
+        page = demo.run_demo(
+            arguments.input,
+            arguments.out,
+            force=arguments.force,
+            version=_version(),
+            report=_step,
+        )
+    print(f"{page}: the page to open in a browser")
+
+
+def _check_input(path: Path) -> None:
+    """Refuses what can't be a file of ours without reading it."""
+    with _blaming(path):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise _RefusedError(f"{path}: is a directory")
+        if not stat.S_ISREG(mode):
+            raise _RefusedError(f"{path}: is not a regular file")
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise _RefusedError(f"{path}: is empty")
+
+
+def _check_output(path: Path, force: bool, *, source: Path) -> None:
+    """Refuses a target that couldn't or mustn't be written, before any work is done."""
+    with _blaming(path):
+        mode = _mode(path)
+        if mode is not None and stat.S_ISDIR(mode):
+            raise _RefusedError(f"{path}: is a directory")
+        if mode is not None and path.samefile(source):
+            raise _RefusedError(f"{path}: is the input itself")
+        if mode is not None and not force:
+            raise _RefusedError(f"{path}: exists already (--force overwrites it)")
+    _check_parent(path)
+
+
+def _check_directory(path: Path, force: bool) -> None:
+    """Refuses a directory that the demo couldn't or mustn't fill."""
+    with _blaming(path):
+        mode = _mode(path)
+        if mode is not None and not stat.S_ISDIR(mode):
+            raise _RefusedError(f"{path}: is not a directory")
+        if mode is not None and any(path.iterdir()) and not force:
+            raise _RefusedError(f"{path}: is not empty (--force overwrites the demo's files in it)")
+    _check_parent(path)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _check_parent(path: Path) -> None:
+    parent = Path(os.path.realpath(path)).parent
+    if not parent.is_dir():
+        raise _RefusedError(f"{path}: there is no directory {parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _RefusedError(f"{path}: no permission to write in {parent}")
+
+
+@contextmanager
+def _blaming(source: Path | None = None, *, target: Path | None = None) -> Iterator[None]:
+    """Turns errors that the user can do something about into one line that names the file.
+
+    Where there is a `target`, the system's errors are about it and the package's about `source`.
+    """
+    prefix = "" if source is None else f"{source}: "
+    try:
+        yield
+    except JaxsparseError as error:
+        raise _RefusedError(f"{prefix}{error}") from error
+    except OSError as error:
+        prefix = prefix if target is None else f"{target}: "
+        raise _RefusedError(f"{prefix}{error.strerror or error}") from error
+    except MemoryError as error:
+        raise _RefusedError(f"{prefix}does not fit into memory") from error
+
+
+def _one_line(text: str) -> str:
+    """Escapes what a file's name may hold and a line of output may not."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@contextmanager
+def _progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, and nothing elsewhere."""
+    from tqdm import tqdm
+
+    with tqdm(desc=description, unit="segment", disable=None, leave=False) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def _step(text: str) -> None:
+    print(f"jaxsparse: {text}", file=sys.stderr, flush=True)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("jaxsparse")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+_EXAMPLES = """\
+examples:
+  jaxsparse demo                                     hear and see it, in half a minute
+  jaxsparse compress speech.wav speech.jsac
+  jaxsparse info speech.jsac
+  jaxsparse decompress speech.jsac decoded.wav
+"""
+
+_COMPRESS = """\
+Store a clip as a few bins of its log-power spectrogram.
+
+IN is any audio file that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, ...), of any sample rate,
+length and number of channels. It is coded at 16 kHz, each channel on its own: what lies above
+8 kHz is lost. The networks are trained on speech."""
+
+_COMPRESS_EXAMPLES = """\
+examples:
+  jaxsparse compress speech.wav speech.jsac
+  jaxsparse compress speech.wav small.jsac --phases 60 --phase-bits 3 --value-step 2
+  jaxsparse compress speech.wav random.jsac --mask random --sparsity 0.8 --seed 7
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(REFUSED, f"jaxsparse: {_one_line(message)} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="jaxsparse",
+        description="Store speech as a few bins of its spectrogram; a network fills in the rest.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jaxsparse {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], summary: str, **texts: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=summary,
+            description=texts.get("description", summary + "."),
+            epilog=texts.get("epilog"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(command=run)
+        return added
+
+    compress = command(
+        "compress",
+        _compress,
+        "audio to .jsac",
+        description=_COMPRESS,
+        epilog=_COMPRESS_EXAMPLES,
+    )
+    _add_files(compress, "audio file to compress", ".jsac file to write", "OUT.jsac")
+    compress.add_argument(
+        "--sparsity",
+        type=_sparsity,
+        default="0.95",
+        metavar="S",
+        help="share of bins that are not stored, between 0 and 1 (default: 0.95). There are "
+        "networks for 0.8 to 0.95; elsewhere the nearest one is taken",
+    )
+    compress.add_argument(
+        "--mask",
+        choices=("mixed", "random"),
+        default="mixed",
+        help="which bins are stored: the loudest ones and as many at random (mixed, the default), "
+        "or all at random, of which a seed is all that the file needs (random)",
+    )
+    compress.add_argument(
+        "--phases",
+        type=_phases,
+        default=None,
+        metavar="all|60|65|70|75",
+        help="whose phases are stored: those of all bins (all, the default), or of bins at most so "
+        "many dB below the loudest one; the others' are set to 0",
+    )
+    compress.add_argument(
+        "--phase-bits",
+        type=int,
+        default=4,
+        metavar="BITS",
+        help="bits of a phase (default: 4)",
+    )
+    compress.add_argument(
+        "--value-step",
+        type=float,
+        default=0.5,
+        metavar="DB",
+        help="step of the stored levels in dB (default: 0.5)",
+    )
+    compress.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the random bins (default: 0)"
+    )
+    compress.add_argument(
+        "--network",
+        default=None,
+        metavar="NAME",
+        help="network that the decoder uses (default: the one for the mask and the sparsity)",
+    )
+    _add_json(compress)
+
+    decompress = command(
+        "decompress",
+        _decompress,
+        ".jsac to 16-bit WAV, of the original sample rate, channels and length",
+    )
+    _add_files(decompress, ".jsac file to read", "WAV file to write", "OUT.wav")
+
+    info = command("info", _info, "what is in a .jsac file, and where its bits go; decodes nothing")
+    info.add_argument("input", type=Path, metavar="FILE.jsac", help=".jsac file to read")
+    _add_json(info)
+
+    demo = command(
+        "demo",
+        _demo,
+        "compress a clip with two kinds of mask, and write a page to hear and see them",
+    )
+    demo.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="audio file (default: a sentence that comes with the package). Its first 20 s are "
+        "used, mixed down to one channel",
+    )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("jaxsparse-demo"),
+        metavar="DIR",
+        help="directory to make (default: jaxsparse-demo)",
+    )
+    _add_force(demo)
+    return parser
+
+
+def _add_files(parser: argparse.ArgumentParser, source: str, target: str, metavar: str) -> None:
+    suffix = "IN.jsac" if metavar == "OUT.wav" else "IN"
+    parser.add_argument("input", type=Path, metavar=suffix, help=source)
+    parser.add_argument("output", type=Path, metavar=metavar, help=target)
+    _add_force(parser)
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="overwrite what is there")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print what info prints, as JSON")
+
+
+def _sparsity(text: str) -> str:
+    """Keeps a decimal number as text: the count of bins is exact."""
+    try:
+        value = Decimal(text)
+        if 0 < value < 1:
+            return format(value, "f")
+    except InvalidOperation:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1, as 0.95 is")
+
+
+def _phases(text: str) -> int | None:
+    if text not in ("all", "60", "65", "70", "75"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of all, 60, 65, 70, 75")
+    return None if text == "all" else int(text)
+
+
+def _summary(description: Mapping[str, Any]) -> str:
+    d = description
+    return (
+        f"{d['bytes']:,} bytes for {d['seconds']:.2f} s, {d['kbit_per_s']:.1f} kbit/s; "
+        f"{_ratios(description)}"
+    )
+
+
+def _ratios(description: Mapping[str, Any]) -> str:
+    """Compares with uncompressed samples, and says it where that comparison is lost."""
+    rates = {
+        description["sample_rate"]: description["size_ratio"],
+        description["coded_rate"]: description["size_ratio_16khz"],
+    }
+    return ", ".join(
+        f"{ratio:.2f} times the size of 16-bit samples at {rate:,} Hz"
+        + " (larger, not smaller)" * (ratio > 1)
+        for rate, ratio in rates.items()
+    )
+
+
+def _table(description: Mapping[str, Any]) -> str:
+    d = description
+    threshold = d["phase_threshold"]
+    facts = {
+        "audio": f"{d['seconds']:.2f} s, {d['sample_rate']:,} Hz, "
+        f"{_count(d['channels'], 'channel')} of {_count(d['n_samples'], 'sample')}",
+        "coded": f"at {d['coded_rate']:,} Hz, {_count(d['segments'], 'segment')} per channel of at "
+        f"most {d['frames_per_segment']} frames",
+        "STFT": f"n_fft {d['n_fft']}, win_length {d['win_length']}, hop_length {d['hop_length']}, "
+        f"{d['window']}",
+        "mask": f"{d['mask']}, sparsity {d['sparsity']}, {d['kept_bins']:,} of {d['bins']:,} bins, "
+        f"seed {d['seed']}",
+        "values": f"step {d['value_step_mdb'] / 1000:g} dB, "
+        + ("put back by the decoder" if d["keep_observed"] else "not put back"),
+        "phases": f"{_count(d['phase_bits'], 'bit')}, "
+        + ("all" if threshold is None else f"down to {threshold} dB below the loudest bin"),
+        "network": f"{d['network']}, SHA-256 {d['network_sha256']}",
+        "format": f"version {d['version']}",
+    }
+    lines = [f"{name:<10}{fact}" for name, fact in facts.items()]
+    lines += ["", f"{'':<24}{'bits':>16}{'kbit/s':>10}{'share':>10}"]
+    for name, bits in [*d["part_bits"].items(), ("whole file", d["bits"])]:
+        label = _PARTS.get(name, name)
+        share = f"{100 * bits / d['bits']:.1f} %"
+        lines.append(f"{label:<24}{bits:>16,}{bits / d['seconds'] / 1000:>10.1f}{share:>10}")
+    return "\n".join([*lines, "", _ratios(description)])
+
+
+_PARTS = {"phase_bitmap": "which phases", "overhead": "header and checksums"}
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}{'s' * (number != 1)}"

@@ -1,0 +1,218 @@
+"""The demo: one clip, coded with a random and with a mixed mask, to be heard and seen."""
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from jaxsparse import audio, codec, container, demo_page
+from jaxsparse.demo_page import Clip, Coded
+from jaxsparse.metrics import Metric, ScorePool, mse
+from jaxsparse.spectrogram import log_power
+from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.types import SAMPLE_RATE
+
+MASKS = ("random", "mixed")
+MAX_SECONDS = 20
+"""The rest of a longer file is left out: the page is to be listened to."""
+
+_SENTENCE = "A woman rock climber scales a cliff far above pastures"
+
+
+def run_demo(
+    path: Path | None,
+    out: Path,
+    *,
+    force: bool = False,
+    sparsity: str = "0.95",
+    masks: Sequence[str] = MASKS,
+    version: str = "",
+    report: Callable[[str], None] = lambda step: None,
+) -> Path:
+    """Codes a clip with each kind of mask, scores it, and writes a page about it.
+
+    The directory gets ``index.html``, ``original.wav``, ``scores.json``, ``overview.png``, and for
+    each mask the ``.jsac`` file, its decoded sound and pictures. It appears whole or not at all; in
+    an existing one the files are replaced one by one, the page last.
+
+    Args:
+        path: An audio file, mixed down to one channel at 16 kHz and cut to `MAX_SECONDS`; by
+            default a sentence that comes with the package.
+        out: The directory.
+        force: Whether to write into a directory that isn't empty.
+        sparsity: Share of bins that are not stored.
+        masks: Kinds of mask to compare.
+        version: The package's, for the page.
+        report: Called with each step before it is taken.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        AudioError: The file is not usable audio.
+        OSError: The directory isn't empty and not forced, or can't be written.
+    """
+    started = time.monotonic()
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise FileExistsError(f"{out} is not empty")
+    parent = Path(os.path.realpath(out)).parent
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".jaxsparse-") as temporary:
+        folder = Path(temporary) / "demo"
+        folder.mkdir()
+        report("reading the clip")
+        clip, samples = _clip(path, folder)
+        versions = []
+        for name in masks:
+            report(f"compressing and decompressing with a {name} mask")
+            versions.append(_code(name, samples, clip, sparsity, folder))
+        report("drawing and writing the page")
+        pictures = demo_page.draw_pictures(clip, versions)
+        for name, picture in pictures.items():
+            (folder / f"{name}.png").write_bytes(picture)
+        (folder / "scores.json").write_text(
+            json.dumps(_figures(clip, versions), indent=2, ensure_ascii=False) + "\n", "utf-8"
+        )
+        page = demo_page.render_page(
+            clip,
+            versions,
+            pictures,
+            sparsity=sparsity,
+            n_fft=STFTConfig().n_fft,
+            seconds=time.monotonic() - started,
+            version=version,
+        )
+        (folder / "index.html").write_text(page, "utf-8")
+        _move(folder, out)
+    return out / "index.html"
+
+
+def _clip(path: Path | None, folder: Path) -> tuple[Clip, Float32[np.ndarray, " N"]]:
+    if path is None:
+        with resources.as_file(resources.files("jaxsparse") / "assets" / "sentence.flac") as asset:
+            samples, sample_rate = audio.read_audio(asset)
+    else:
+        samples, sample_rate = audio.read_audio(path)
+    changes = []
+    if len(samples) > MAX_SECONDS * sample_rate:
+        changes.append(f"the first {MAX_SECONDS} of {len(samples) / sample_rate:.0f} seconds")
+        samples = samples[: MAX_SECONDS * sample_rate]
+    if samples.shape[1] > 1:
+        changes.append(f"{samples.shape[1]} channels mixed down to one")
+        samples = audio.to_mono(samples)[:, None]
+    if sample_rate != SAMPLE_RATE:
+        changes.append(f"resampled from {sample_rate:,} to {SAMPLE_RATE:,} Hz")
+        samples = audio.resample(samples, sample_rate, SAMPLE_RATE)
+    audio.write_wav(folder / "original.wav", samples, SAMPLE_RATE)
+    # What the codec gets is what the file holds, rounding included.
+    samples, _ = audio.read_audio(folder / "original.wav")
+    clip = Clip(
+        name="the bundled sentence" if path is None else path.name,
+        wav=(folder / "original.wav").read_bytes(),
+        n_samples=len(samples),
+        spectrogram=_spectrogram(samples[:, 0]),
+        hop_length=STFTConfig().hop_length,
+        transcript=_SENTENCE if path is None else None,
+        changes=changes,
+    )
+    return clip, samples[:, 0]
+
+
+def _code(
+    name: str, samples: Float32[np.ndarray, " N"], clip: Clip, sparsity: str, folder: Path
+) -> Coded:
+    settings = codec.CodecSettings(sparsity=sparsity, mask=name)
+    data = codec.compress(samples[:, None], SAMPLE_RATE, settings)
+    decoded, _ = codec.decompress(data)
+    audio.atomic_write(folder / f"{name}.jsac", data)
+    audio.write_wav(folder / f"{name}.wav", decoded, SAMPLE_RATE)
+    spectrogram = _spectrogram(decoded[:, 0])
+    scores, reasons = _scores(samples, decoded[:, 0])
+    error = mse(
+        reference=jnp.asarray(clip.spectrogram)[None], estimate=jnp.asarray(spectrogram)[None]
+    )
+    description: dict[str, Any] = container.describe(data)
+    mask, stored = _stored(data)
+    return Coded(
+        name=name,
+        data=data,
+        wav=(folder / f"{name}.wav").read_bytes(),
+        mask=mask,
+        stored=stored,
+        spectrogram=spectrogram,
+        scores={**scores, "mse": float(error[0])},
+        reasons=reasons,
+        parts=description["part_bits"],
+        network=description["network"],
+    )
+
+
+def _stored(
+    data: bytes,
+) -> tuple[Bool[np.ndarray, "F T"], Float32[np.ndarray, "F T"]]:
+    """The mask of a one-channel file, and the levels in dB that it holds."""
+    header, parts = container.unpack(data)
+    segments = [container.decode_segment(header, 0, i, part) for i, part in enumerate(parts)]
+    levels = np.concatenate([segment.levels for segment in segments], axis=1)
+    mask = np.concatenate([segment.mask for segment in segments], axis=1)
+    return mask, levels.astype(np.float32) * np.float32(header.value_step_mdb / 1000)
+
+
+def _scores(
+    reference: Float32[np.ndarray, " N"], estimate: Float32[np.ndarray, " N"]
+) -> tuple[dict[str, float], dict[str, str]]:
+    metrics: tuple[Metric, ...] = ("pesq_wb", "pesq_nb", "stoi")
+    with ScorePool() as pool:
+        jobs = {
+            metric: pool.submit(
+                metric, reference=reference, estimate=estimate, sample_rate=SAMPLE_RATE
+            )
+            for metric in metrics
+        }
+    scores = {metric: job.result() for metric, job in jobs.items()}
+    return (
+        {metric: score.value for metric, score in scores.items()},
+        {metric: score.reason for metric, score in scores.items() if score.reason is not None},
+    )
+
+
+def _spectrogram(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, "F T"]:
+    return np.asarray(log_power(stft(jnp.asarray(samples))))
+
+
+def _figures(clip: Clip, versions: Sequence[Coded]) -> dict[str, Any]:
+    """The page's figures for machines; null where there is no score."""
+    return {
+        "clip": clip.name,
+        "seconds": clip.seconds,
+        "changes": list(clip.changes),
+        "pcm_bits": clip.pcm_bits,
+        "masks": {
+            version.name: {
+                "scores": {k: None if math.isnan(v) else v for k, v in version.scores.items()},
+                "reasons": dict(version.reasons),
+                "bits": 8 * len(version.data),
+                "kbit_per_s": 8 * len(version.data) / clip.seconds / 1000,
+                "parts": dict(version.parts),
+                "network": version.network,
+            }
+            for version in versions
+        },
+    }
+
+
+def _move(folder: Path, out: Path) -> None:
+    """Gives a finished folder its name; into one that has files, the page goes last."""
+    if not out.is_dir() or not any(out.iterdir()):
+        os.replace(folder, os.path.realpath(out))
+        return
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == "index.html"):
+        os.replace(file, out / file.name)

@@ -1,0 +1,280 @@
+"""The command line: the round trip, and one line and nothing left behind for every bad input."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+import jaxsparse
+from jaxsparse import audio, codec, container
+from jaxsparse.cli import main
+
+SAMPLE_RATE = 22_050
+N_SAMPLES = 23_457
+
+
+def voice(n_samples, sample_rate):
+    """A harmonic sound with syllables, in two channels that differ."""
+    time = np.arange(n_samples) / sample_rate
+    pitch = 130 + 20 * np.sin(2 * np.pi * 1.5 * time)
+    phase = 2 * np.pi * np.cumsum(pitch) / sample_rate
+    harmonics = sum(np.sin(k * phase) / k for k in range(1, 25))
+    left = 0.1 * harmonics * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * time))
+    noise = np.random.default_rng(0).normal(scale=1e-3, size=n_samples)
+    return np.stack([left + noise, 0.5 * left - noise], axis=1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "voice.wav"
+    audio.write_wav(path, voice(N_SAMPLES, SAMPLE_RATE), SAMPLE_RATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compressed(wav):
+    path = wav.with_suffix(".jsac")
+    assert main(["compress", str(wav), str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def decompressed(compressed):
+    path = compressed.with_name("decoded.wav")
+    assert main(["decompress", str(compressed), str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def no_codec(monkeypatch):
+    """Importing the codec, and with it the array library, fails."""
+    for name in ("codec", "demo"):
+        monkeypatch.delattr(jaxsparse, name, raising=False)
+        monkeypatch.setitem(sys.modules, f"jaxsparse.{name}", None)
+
+
+def snapshot(folder):
+    return {
+        path.name: path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def refusal(capsys, arguments):
+    """Runs a command that must be refused, and returns its one line."""
+    capsys.readouterr()
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert out == ""
+    assert err.startswith("jaxsparse: ") and err.endswith("\n") and err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def test_round_trip_keeps_rate_channels_and_length(wav, decompressed):
+    decoded, rate = soundfile.read(decompressed, always_2d=True)
+    original, _ = soundfile.read(wav, always_2d=True)
+    assert rate == SAMPLE_RATE
+    assert decoded.shape == original.shape
+    # Nothing of the channels is swapped, shifted or lost: what 5 % of the levels and the phases
+    # give back is far closer to the original than to the other channel's scale.
+    for channel in range(2):
+        error = np.mean((decoded[:, channel] - original[:, channel]) ** 2)
+        assert error < 0.3 * np.mean(original[:, channel] ** 2)
+
+
+def test_the_file_says_what_the_library_decodes(compressed, decompressed):
+    samples, _ = codec.decompress(compressed.read_bytes())
+    decoded, _ = audio.read_audio(decompressed)
+    assert np.abs(decoded - np.clip(samples, -1, 1)).max() <= 1.01 / 2**15
+
+
+def test_help_and_version_load_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from jaxsparse.cli import main\n"
+        "for arguments in (['--help'], ['compress', '--help'], ['--version']):\n"
+        "    try: main(arguments)\n"
+        "    except SystemExit as stop: assert stop.code == 0\n"
+        "print({'jax', 'numpy', 'matplotlib'} & set(sys.modules))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.endswith("set()\n")
+    for word in ("compress", "decompress", "info", "demo", "examples:", "--sparsity", "dB"):
+        assert word in run.stdout
+
+
+@pytest.mark.parametrize("command", ["compress", "decompress"])
+def test_inputs_that_are_no_files_of_ours(command, tmp_path, capsys, no_codec):
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("These are not the bytes you are looking for.\n" * 20)
+    os.mkfifo(tmp_path / "pipe")
+    out = tmp_path / "out"
+    expected = {
+        "missing": "No such file or directory",
+        "": "is a directory",
+        "empty": "is empty",
+        "pipe": "is not a regular file",
+        "text": "",
+    }
+    for name, reason in expected.items():
+        line = refusal(capsys, [command, tmp_path / name, out])
+        assert line.startswith(f"jaxsparse: {tmp_path / name}: ") and reason in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "pipe", "text"]
+
+
+def test_audio_that_cannot_be_used(tmp_path, capsys, no_codec):
+    samples = voice(4000, 16_000)
+    audio.write_wav(tmp_path / "whole.wav", samples, 16_000)
+    whole = (tmp_path / "whole.wav").read_bytes()
+    (tmp_path / "short.wav").write_bytes(whole[: len(whole) // 2])
+    samples[17, 1] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "none.wav", samples[:0], 16_000)
+    before = snapshot(tmp_path)
+    for name, reason in {"short": "truncated", "nan": "NaN", "none": "no samples"}.items():
+        path = tmp_path / f"{name}.wav"
+        line = refusal(capsys, ["compress", path, tmp_path / "out.jsac"])
+        assert line.startswith(f"jaxsparse: {path}: ") and reason in line
+    assert snapshot(tmp_path) == before
+
+
+def test_outputs_that_must_not_be_written(wav, tmp_path, capsys, no_codec):
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    link = tmp_path / "link.wav"
+    link.symlink_to(wav)
+    expected = {
+        target: "exists already (--force overwrites it)",
+        tmp_path: "is a directory",
+        tmp_path / "missing" / "out": "there is no directory",
+        target / "out": "Not a directory",
+        link: "is the input itself",
+        tmp_path / ("n" * 300): "too long",
+    }
+    before = snapshot(tmp_path)
+    for path, reason in expected.items():
+        line = refusal(capsys, ["compress", wav, path])
+        assert line.startswith(f"jaxsparse: {path}: ") and reason in line
+    assert "is the input itself" in refusal(capsys, ["compress", wav, wav, "--force"])
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_no_permission(wav, tmp_path, capsys, no_codec):
+    secret = tmp_path / "secret.wav"
+    secret.write_bytes(wav.read_bytes())
+    secret.chmod(0)
+    assert "Permission denied" in refusal(capsys, ["compress", secret, tmp_path / "out"])
+    tmp_path.chmod(0o500)
+    assert "no permission to write" in refusal(capsys, ["compress", wav, tmp_path / "out"])
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--sparsity", "1"],
+        ["--sparsity", "-0.1"],
+        ["--sparsity", "nan"],
+        ["--sparsity", "most"],
+        ["--mask", "loud"],
+        ["--phases", "61"],
+        ["--seed", "x"],
+        ["--sparcity", "0.9"],
+        ["--seed"],
+        ["one", "too", "many"],
+        ["line\nbreak"],
+    ],
+)
+def test_arguments_that_cannot_be_parsed(options, capsys, no_codec):
+    files = ["in.wav", "out.jsac"] if options else []
+    line = refusal(capsys, ["compress", *files, *options])
+    assert "--help" in line
+
+
+def test_settings_that_the_codec_refuses(wav, tmp_path, capsys):
+    for options in (
+        ["--value-step", "0"],
+        ["--value-step", "nan"],
+        ["--phase-bits", "0"],
+        ["--phase-bits", "99"],
+        ["--seed", "-1"],
+        ["--network", "unheard-of"],
+    ):
+        refusal(capsys, ["compress", wav, tmp_path / "out.jsac", *options])
+    assert snapshot(tmp_path) == {}
+
+
+def test_damaged_files(compressed, tmp_path, capsys, no_codec):
+    data = compressed.read_bytes()
+    middle = len(data) // 2
+    damaged = {
+        "cut": data[:-1],
+        "headless": data[:5],
+        "longer": data + b"\0",
+        "altered": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        "newer": data[:4] + b"\xff" + data[5:],
+    }
+    for name, content in damaged.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        line = refusal(capsys, ["decompress", path, tmp_path / "out.wav"])
+        assert line.startswith(f"jaxsparse: {path}: ")
+        assert refusal(capsys, ["info", path]) == line
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(damaged)
+
+
+def test_disk_full(compressed, tmp_path, capsys, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    target = tmp_path / "out.wav"
+    target.write_bytes(b"precious")
+    line = refusal(capsys, ["decompress", compressed, target, "--force"])
+    assert line == f"jaxsparse: {target}: {os.strerror(errno.ENOSPC)}\n"
+    assert snapshot(tmp_path) == {"out.wav": b"precious"}
+
+
+def test_control_c_is_quiet(wav, tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(1)
+
+    monkeypatch.setattr(codec, "compress", interrupted)
+    assert main(["compress", str(wav), str(tmp_path / "out.jsac")]) == 130
+    assert capsys.readouterr().err == ""
+    assert snapshot(tmp_path) == {}
+
+
+def test_a_programming_error_is_not_hidden(wav, tmp_path, monkeypatch):
+    monkeypatch.setattr(codec, "compress", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["compress", str(wav), str(tmp_path / "out.jsac")])
+
+
+def test_force_overwrites(compressed, decompressed, tmp_path, capsys):
+    target = tmp_path / "out.wav"
+    target.write_bytes(b"old")
+    assert main(["decompress", str(compressed), str(target), "--force"]) == 0
+    assert target.read_bytes() == decompressed.read_bytes()
+
+
+def test_info(compressed, capsys, no_codec):
+    data = compressed.read_bytes()
+    assert main(["info", str(compressed), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(container.describe(data)))
+    assert main(["info", str(compressed)]) == 0
