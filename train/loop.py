@@ -5,7 +5,9 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -25,9 +27,21 @@ from jaxsparse.pretrained import load_weights, save_weights
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram, Waveform
-from train.settings import Settings
+from train.settings import RECIPES, Settings
 
 STFT = STFTConfig()
+# Settings that a resumed run may change: they don't decide what is trained.
+NOT_IDENTITY = (
+    "data",
+    "data_note",
+    "workdir",
+    "resume",
+    "workers",
+    "log_every",
+    "checkpoint_every",
+    "picture_every",
+    "tensorboard",
+)
 FIELDS = ("step", "loss", "learning_rate", "samples_per_s", "seconds")
 
 
@@ -61,41 +75,42 @@ def train(settings: Settings, *, recipe: str = "custom") -> Path:
         ValueError: If the run to resume had other settings.
         FloatingPointError: If the loss is no longer finite; the last checkpoint stays.
     """
+    files = find_audio(settings.data)
     checkpoints = Checkpoints(settings.workdir / "checkpoints")
     _check_workdir(checkpoints, settings)
     loader = make_loader(
-        find_audio(settings.data),
+        files,
         batch_size=settings.batch_size,
         seed=settings.seed,
         n_samples=settings.n_samples,
         strict=settings.strict,
         workers=settings.workers,
-        progress=True,
+        progress=sys.stderr.isatty(),
     )
     config = SparseCNNConfig(kernel_gradient=settings.kernel_gradient)
     optimizer = make_optimizer(settings)
     state = init_state(settings, config, optimizer)
-    iterator = iter(loader)
-    if settings.resume and checkpoints.latest_step() is not None:
-        restored = checkpoints.restore(state)
-        state = TrainState(*restored.state)
-        iterator.set_state(restored.data)
     step = make_step(settings, config, optimizer)
-    with Log(settings, first_step=int(state.step)) as log:
-        for batch in iterator:
-            done = int(log.step)
-            if done >= settings.steps:
-                break
-            state, loss = step(state, batch["audio"])
-            log.add(loss)
-            if log.step % settings.checkpoint_every == 0 or log.step == settings.steps:
-                log.flush()
-                checkpoints.save(log.step, tuple(state), iterator.get_state(), _as_json(settings))
-            if settings.picture_every and log.step % settings.picture_every == 0:
-                _draw(settings, config, state.params, batch["audio"], log.step)
-    checkpoints.close()
+    with closing(iter(loader)) as batches, closing(checkpoints):
+        if settings.resume and checkpoints.latest_step() is not None:
+            restored = checkpoints.restore(tuple(state))
+            state = TrainState(*restored.state)
+            batches.set_state(restored.data)
+        with Log(settings, first_step=int(state.step)) as log:
+            while log.step < settings.steps:
+                audio = next(batches)["audio"]
+                state, loss = step(state, audio)
+                log.add(loss)
+                if log.step % settings.checkpoint_every == 0 or log.step == settings.steps:
+                    log.flush()
+                    checkpoints.save(
+                        log.step, tuple(state), batches.get_state(), _identity(settings)
+                    )
+                if settings.picture_every and log.step % settings.picture_every == 0:
+                    _draw(settings, config, state.params, audio, log.step)
     path = settings.workdir / "network.safetensors"
-    save_weights(path, state.params, config, _card(settings, recipe, loader, log, state.params))
+    card = _card(settings, recipe, log.history, clips=len(loader.files), skipped=loader.skipped)
+    save_weights(path, state.params, config, {**card, "parameters": n_parameters(state.params)})
     return path
 
 
@@ -185,19 +200,19 @@ class Log:
     def __init__(self, settings: Settings, *, first_step: int) -> None:
         self.settings = settings
         self.step = first_step
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
         self._pending: list[Array] = []
         self._start = self._last = time.perf_counter()
         self._schedule = _schedule(settings)
 
     def __enter__(self) -> "Log":
         path = self.settings.workdir / "log.csv"
-        rows = _rows_until(path, self.step)
+        self.history = _rows_until(path, self.step)
         self._file: TextIO = path.open("w", newline="")
         self._csv = csv.DictWriter(self._file, FIELDS)
         self._csv.writeheader()
-        self._csv.writerows(rows)
-        self._seconds = float(rows[-1]["seconds"]) if rows else 0.0
+        self._csv.writerows(self.history)
+        self._seconds = float(self.history[-1]["seconds"]) if self.history else 0.0
         self._bar = tqdm(
             total=self.settings.steps, initial=self.step, desc="training", unit="step", disable=None
         )
@@ -265,49 +280,63 @@ def _check_workdir(checkpoints: Checkpoints, settings: Settings) -> None:
         return
     if not settings.resume:
         raise FileExistsError(f"{settings.workdir} holds a run; --resume goes on with it")
-    before, now = checkpoints.settings(), _as_json(settings)
+    before, now = checkpoints.settings(), _identity(settings)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise ValueError(f"{settings.workdir} holds a run with another {', '.join(changed)}")
 
 
-def _as_json(settings: Settings) -> dict[str, Any]:
+def _identity(settings: Settings) -> dict[str, Any]:
     """The settings that decide what is trained, as JSON values."""
     values = dataclasses.asdict(settings)
-    for name in (
-        "resume",
-        "workdir",
-        "log_every",
-        "checkpoint_every",
-        "picture_every",
-        "tensorboard",
-        "workers",
-        "data",
-    ):
+    for name in NOT_IDENTITY:
         del values[name]
-    return json.loads(json.dumps(values, default=str))
+    return json.loads(json.dumps(values, default=_portable))
 
 
-def _card(settings: Settings, recipe: str, loader: Any, log: Log, params: Params) -> dict[str, Any]:
-    tail = [row["loss"] for row in log.history[-max(1, 500 // settings.log_every) :]]
+def _card(
+    settings: Settings,
+    recipe: str,
+    history: list[dict[str, Any]],
+    *,
+    clips: int,
+    skipped: dict[Path, str],
+) -> dict[str, Any]:
+    """What a user of the network should know about its making."""
+    tail = [float(row["loss"]) for row in history[-max(1, 500 // settings.log_every) :]]
     return {
+        "data": f"{clips} files of {_portable(settings.data)}; {len(skipped)} skipped",
+        "data_note": settings.data_note,
+        "command": _command(settings, recipe),
         "recipe": recipe,
-        "settings": {**_as_json(settings), "data": _portable(settings.data)},
-        "clips": len(loader.files),
-        "skipped": len(loader.skipped),
-        "parameters": n_parameters(params),
-        "final_training_loss_db2": round(float(np.mean(tail)), 3) if tail else None,
-        "training_seconds": log.history[-1]["seconds"] if log.history else None,
+        "settings": _identity(settings),
+        "final_training_loss_db2": round(float(np.mean(tail)), 3),
+        "training_seconds": float(history[-1]["seconds"]),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+        "jax": jax.__version__,
     }
 
 
+def _command(settings: Settings, recipe: str) -> str:
+    """The command that trains such a network again."""
+    defaults = Settings(settings.data, settings.workdir, **RECIPES[recipe])
+    words = ["python -m train.main --recipe", recipe, "--data", _portable(settings.data)]
+    words += ["--workdir", "RUN"]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in NOT_IDENTITY or value == getattr(defaults, field.name):
+            continue
+        words.append("--" + field.name.replace("_", "-"))
+        words += [_portable(v) if isinstance(v, Path) else str(v) for v in np.atleast_1d(value)]
+    return " ".join(words)
+
+
 def _portable(path: Path) -> str:
-    """A path below $JAXSPARSE_DATA without what is particular to this machine."""
+    """A path without what is particular to this machine: below $JAXSPARSE_DATA, or relative."""
     root = os.environ.get("JAXSPARSE_DATA")
     if root and path.is_relative_to(root):
         return str(Path("$JAXSPARSE_DATA") / path.relative_to(root))
-    return path.name
+    return path.name if path.is_absolute() else str(path)
 
 
 def _draw(

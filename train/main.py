@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         train(settings, recipe=chosen.recipe)
-    except (JaxsparseError, OSError, ValueError) as error:
+    except (JaxsparseError, OSError, ValueError, FloatingPointError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -15,6 +15,8 @@ class Settings:
     data: Path
     # Where checkpoints, log.csv, pictures and the trained network go.
     workdir: Path
+    # What the data are and under which licence, for the trained network's card.
+    data_note: str = ""
     # Share of bins hidden: one value, or the two ends of a range to draw from.
     sparsity: tuple[float, ...] = (0.95,)
     # random: bins drawn uniformly. mixed: half the loudest bins, half drawn from the others.

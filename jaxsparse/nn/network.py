@@ -7,7 +7,7 @@ Flax owns and initialises the parameters; everything above sees the pure functio
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,7 @@ class SparseCNNConfig:
         return sum(size // 2 for size in self.kernel_sizes)
 
 
+@runtime_checkable
 class Apply(Protocol):
     """A network as a pure function of one example."""
 
