@@ -1,0 +1,224 @@
+import csv
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsparse.audio import write_wav
+from jaxsparse.masks import count_observed, loudest_mask
+from jaxsparse.nn.network import SparseCNNConfig, sparse_cnn
+from jaxsparse.pretrained import load_weights
+from jaxsparse.spectrogram import log_power
+from jaxsparse.stft import STFTConfig
+from train import loop
+from train.main import main
+from train.settings import RECIPES, Settings
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        time = np.arange(9_000) / 16_000
+        tone = 0.3 * np.sin(2 * np.pi * (200 + 150 * i) * time) * (time % 0.2 < 0.1)
+        samples = tone + 0.01 * rng.standard_normal(time.size)
+        write_wav(directory / f"{i}.wav", samples[:, None].astype(np.float32), 16_000)
+    return directory
+
+
+@pytest.fixture
+def settings(corpus, tmp_path):
+    return Settings(
+        corpus,
+        tmp_path / "run",
+        steps=6,
+        batch_size=2,
+        n_samples=8_000,
+        crop=(40, 24),
+        learning_rate=3e-3,
+        log_every=2,
+        checkpoint_every=2,
+        picture_every=0,
+        kernel_gradient="native",
+    )
+
+
+def flags(settings, *more):
+    return [
+        *("--data", str(settings.data), "--workdir", str(settings.workdir), "--steps", "2"),
+        *("--batch-size", "2", "--n-samples", "8000", "--crop", "40", "24", *more),
+        *("--picture-every", "0", "--log-every", "1", "--kernel-gradient", "native"),
+    ]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_the_thesis_recipe_has_the_thesis_numbers(tmp_path):
+    recipe = Settings(tmp_path, tmp_path, **RECIPES["thesis"])
+    assert recipe.learning_rate == 1e-4
+    assert recipe.weight_decay == 5e-4
+    assert recipe.batch_size == 16
+    assert recipe.steps == 20 * 9_000 // 16
+    assert recipe.crop is None
+    assert recipe.n_samples == 77_276
+
+
+def test_a_killed_run_resumes_to_the_same_parameters(settings, tmp_path, monkeypatch):
+    whole = dataclasses.replace(settings, workdir=tmp_path / "whole")
+    expected = load_weights(loop.train(whole)).params
+    add = loop.Log.add
+
+    def add_or_die(self, loss):
+        add(self, loss)
+        if self.step == 5:
+            raise Killed
+
+    monkeypatch.setattr(loop.Log, "add", add_or_die)
+    with pytest.raises(Killed):
+        loop.train(settings)
+    monkeypatch.undo()
+    resumed = load_weights(loop.train(dataclasses.replace(settings, resume=True)))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    rows = list(csv.DictReader((settings.workdir / "log.csv").open()))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    whole_rows = list(csv.DictReader((whole.workdir / "log.csv").open()))
+    assert [row["loss"] for row in rows] == [row["loss"] for row in whole_rows]
+    # The comparison can fail: another seed trains other parameters.
+    other = loop.train(dataclasses.replace(settings, seed=1, workdir=tmp_path / "other"))
+    leaves = jax.tree.leaves(load_weights(other).params)
+    assert not np.array_equal(leaves[-1], jax.tree.leaves(expected)[-1])
+
+
+def test_training_learns_and_compiles_once(settings):
+    settings = dataclasses.replace(settings, learning_rate=1e-2)
+    config = SparseCNNConfig(kernel_gradient="native")
+    optimizer = loop.make_optimizer(settings)
+    state = loop.init_state(settings, config, optimizer)
+    step = loop.make_step(settings, config, optimizer)
+    rng = np.random.default_rng(0)
+    audio = rng.standard_normal((2, 8_000)).astype(np.float32)
+    losses = []
+    for _ in range(25):
+        state, loss = step(state, audio)
+        losses.append(float(loss))
+    assert np.mean(losses[-5:]) < 0.3 * losses[0]
+    assert step._cache_size() == 1
+    assert int(state.step) == 25
+
+
+def test_initialised_from_a_trained_network(settings, tmp_path):
+    trained = loop.train(settings)
+    again = dataclasses.replace(settings, init_from=trained, workdir=tmp_path / "again")
+    state = loop.init_state(again, SparseCNNConfig(), loop.make_optimizer(again))
+    expected = load_weights(trained).params
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("masks", ["random", "mixed"])
+def test_masks_are_fresh_and_of_the_range(settings, masks, key):
+    settings = dataclasses.replace(
+        settings, masks=masks, sparsity=(0.8, 0.95), crop=None, crops_per_clip=3
+    )
+    audio = jax.random.normal(key, (8_000,))
+    examples = loop.make_examples(settings, key, audio)
+    counts = np.asarray(examples.mask.sum((1, 2)))
+    shape = examples.spectrogram.shape[1:]
+    assert shape == (1025, 32)
+    assert (counts >= count_observed(shape, 0.95)).all()
+    assert (counts <= count_observed(shape, 0.8)).all()
+    assert len(set(counts.tolist())) == 3
+    if masks == "mixed":
+        for spectrogram, mask, count in zip(*examples, counts, strict=True):
+            assert bool(jnp.all(mask | ~loudest_mask(spectrogram, int(count) // 2)))
+
+
+def test_crops_are_parts_of_the_clip(settings, key):
+    audio = jax.random.normal(key, (8_000,))
+    settings = dataclasses.replace(settings, masks="mixed", crops_per_clip=2)
+    examples = loop.make_examples(settings, key, audio)
+    from jaxsparse.stft import stft
+
+    whole = np.asarray(log_power(stft(audio, STFTConfig())))
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (40, 24))
+    for crop in np.asarray(examples.spectrogram):
+        first = np.argwhere(np.isclose(windows[:, :, 0, 0], crop[0, 0], atol=1e-3))
+        assert any(np.allclose(windows[i, j], crop, atol=1e-3) for i, j in first)
+
+
+def test_card_says_how_it_was_made(settings, monkeypatch):
+    monkeypatch.setenv("JAXSPARSE_DATA", str(settings.data.parent))
+    noted = dataclasses.replace(settings, data_note="tones, public domain")
+    card = load_weights(loop.train(noted, recipe="thesis")).card
+    assert card["data"] == "5 files of $JAXSPARSE_DATA/corpus0; 0 skipped"
+    assert card["data_note"] == "tones, public domain"
+    assert "--data $JAXSPARSE_DATA/corpus0" in card["command"]
+    assert "--learning-rate 0.003" in card["command"]
+    assert "--weight-decay" not in card["command"]
+    assert card["parameters"] == 30_849
+    assert str(settings.data) not in json.dumps(card)
+    rows = list(csv.DictReader((settings.workdir / "log.csv").open()))
+    mean = np.mean([float(row["loss"]) for row in rows])
+    assert card["final_training_loss_db2"] == pytest.approx(mean, abs=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_state(settings, capsys):
+    argv = flags(settings, "--learning-rate", "1e38", "--checkpoint-every", "1")
+    assert main(argv) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == "train: the loss is nan at step 2"
+    checkpoints = loop.Checkpoints(settings.workdir / "checkpoints")
+    assert checkpoints.latest_step() == 1
+    checkpoints.close()
+
+
+def test_pictures_are_drawn(settings):
+    loop.train(dataclasses.replace(settings, steps=2, picture_every=2))
+    picture = settings.workdir / "pictures" / "step-000002.png"
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_workdir_with_a_run_is_not_overwritten(settings, capsys):
+    assert main(flags(settings)) == 0
+    before = (settings.workdir / "log.csv").read_text()
+    assert main(flags(settings)) == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+    assert main(flags(settings, "--resume", "--seed", "4")) == 2
+    assert "a run with another seed" in capsys.readouterr().err
+    assert main(flags(settings, "--resume")) == 0
+    assert (settings.workdir / "log.csv").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--sparsitty", "0.9"], "sparsitty"),
+        (["--sparsity", "1.5"], "sparsity"),
+        (["--masks", "loud"], "masks"),
+        (["--recipe", "slow"], "recipe"),
+        (["--data", "/nonexistent"], "/nonexistent"),
+    ],
+)
+def test_wrong_flags_fail_at_start(settings, capsys, wrong, said):
+    try:
+        code = main([*flags(settings), *wrong])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    captured = capsys.readouterr()
+    assert said in captured.err + captured.out
+    assert not settings.workdir.exists()
+
+
+def test_network_settings_do_not_matter_for_its_parameters(key):
+    a = sparse_cnn(SparseCNNConfig(kernel_gradient="native")).init(key)
+    b = sparse_cnn(SparseCNNConfig(kernel_gradient="auto")).init(key)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
