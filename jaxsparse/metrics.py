@@ -15,12 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Literal, NamedTuple, get_args
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Float, Float64
 
 from jaxsparse import _scoring
 from jaxsparse._scoring import Metric
+from jaxsparse.losses import mse
 
 __all__ = ["Metric", "Score", "ScorePool", "Scores", "mse", "reference_pesq", "reference_stoi"]
 
@@ -41,11 +41,6 @@ class Scores(NamedTuple):
 
     values: Float64[np.ndarray, " B"]
     reasons: tuple[str | None, ...]
-
-
-def mse(*, reference: Float[Array, "B F T"], estimate: Float[Array, "B F T"]) -> Float[Array, " B"]:
-    """Mean squared error over all bins of each spectrogram, dB^2 where they are in dB."""
-    return jnp.mean(jnp.square(estimate - reference), axis=(1, 2))
 
 
 class ScorePool:

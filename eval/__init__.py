@@ -1,0 +1,1 @@
+"""Evaluation from a checkout; not installed with the package."""
