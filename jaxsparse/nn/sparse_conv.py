@@ -91,7 +91,7 @@ def sparse_conv(
     else:
         scale = 1.0 / denominator
         next_mask = max_pool(mask, size)
-    return (numerator * scale + bias.astype(jnp.float32)).astype(x.dtype), next_mask
+    return (numerator * scale + bias.astype(jnp.float32)[None, None]).astype(x.dtype), next_mask
 
 
 def box_sum(values: Float[Array, "F T"], size: int) -> Float[Array, "F T"]:
