@@ -298,9 +298,12 @@ def table(summary: dict[str, Any]) -> str:
     text += f"\n\n{summary['clips']} clips; mean and standard error over clips.\n"
     if missing := summary["unscored"]:
         text += f"\n{len(missing)} values are missing:\n\n"
+        metrics_of: dict[str, list[str]] = {}
         for row in missing:
-            where = f"{row['clip']}, {row['network']}, seed {row['seed']}"
-            text += f"- {where}: {row['metric']}: {row['reason']}\n"
+            kept = ", kept bins put back" if row["keep_observed"] else ""
+            where = f"{row['clip']}, {row['network']}{kept}, seed {row['seed']}: {row['reason']}"
+            metrics_of.setdefault(where, []).append(row["metric"])
+        text += "".join(f"- {where} ({', '.join(names)})\n" for where, names in metrics_of.items())
     return text
 
 

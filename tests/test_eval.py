@@ -93,7 +93,8 @@ def test_evaluates_every_clip_network_and_seed(data, networks, tmp_path):
     assert {row["clip"] for row in summary["unscored"]} == {"2/clip2.flac"}
     assert {row["reason"] for row in summary["unscored"]} == {"reference is silent"}
     table = (out / "table.md").read_text()
-    assert "- 2/clip2.flac, mixed, seed 1: stoi: reference is silent" in table
+    where = "2/clip2.flac, mixed, kept bins put back, seed 1"
+    assert f"- {where}: reference is silent (pesq_nb, pesq_wb, stoi)\n" in table
     assert "(1 clips missing)" in table
 
     # Means and standard errors again, from the rows alone: seeds first, then clips.
