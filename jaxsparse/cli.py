@@ -72,6 +72,12 @@ def _compress(arguments: argparse.Namespace) -> None:
             phase_bits=arguments.phase_bits,
             network=arguments.network,
         )
+        network, fits = codec.choose_network(settings)
+    if not fits:
+        _step(
+            f"no network was trained for {settings.mask} masks of sparsity {settings.sparsity}, "
+            f"taking the nearest one, {network}"
+        )
     with _blaming(arguments.input), _progress("compressing") as progress:
         data = codec.compress(samples, sample_rate, settings, progress=progress)
     with _blaming(arguments.output):

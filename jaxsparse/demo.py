@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,9 @@ from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
 
-MASKS = ("random", "mixed")
+MaskName: TypeAlias = Literal["random", "mixed"]
+
+MASKS: tuple[MaskName, ...] = ("random", "mixed")
 MAX_SECONDS = 20
 """The rest of a longer file is left out: the page is to be listened to."""
 
@@ -34,7 +36,7 @@ def run_demo(
     *,
     force: bool = False,
     sparsity: str = "0.95",
-    masks: Sequence[str] = MASKS,
+    masks: Sequence[MaskName] = MASKS,
     version: str = "",
     report: Callable[[str], None] = lambda step: None,
 ) -> Path:
@@ -127,7 +129,7 @@ def _clip(path: Path | None, folder: Path) -> tuple[Clip, Float32[np.ndarray, " 
 
 
 def _code(
-    name: str, samples: Float32[np.ndarray, " N"], clip: Clip, sparsity: str, folder: Path
+    name: MaskName, samples: Float32[np.ndarray, " N"], clip: Clip, sparsity: str, folder: Path
 ) -> Coded:
     settings = codec.CodecSettings(sparsity=sparsity, mask=name)
     data = codec.compress(samples[:, None], SAMPLE_RATE, settings)

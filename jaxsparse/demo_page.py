@@ -35,11 +35,13 @@ _CAPTIONS = {
     "decoded": "The spectrogram of what you hear.",
 }
 _PARTS = {
-    "mask": "Mask: which bins",
-    "values": "Their levels",
-    "phase_bitmap": "Which phases",
-    "overhead": "Header and checksums",
+    "mask": ("Mask: which bins", 1),
+    "values": ("Their levels", 2),
+    "phase_bitmap": ("Which phases", 4),
+    "phases": ("Phases", 3),
+    "overhead": ("Header and checksums", 5),
 }
+"""Names for people, and the numbers of their colours."""
 _CLOSE_UP = (128, 64)
 """Bins and frames of the close-ups: 1 kHz by one second."""
 _COLORMAP = "magma"
@@ -318,8 +320,8 @@ def _close_ups(clip: Clip, versions: Sequence[Coded], n_fft: int) -> dict[str, A
 def _parts(clip: Clip, versions: Sequence[Coded]) -> list[dict[str, Any]]:
     return [
         {
-            "title": _PARTS.get(name, name.capitalize()),
-            "colour": 1 + index % 5,
+            "title": title,
+            "colour": colour,
             "cells": [
                 {
                     "rate": _rate(version.parts[name], clip),
@@ -328,7 +330,7 @@ def _parts(clip: Clip, versions: Sequence[Coded]) -> list[dict[str, Any]]:
                 for version in versions
             ],
         }
-        for index, name in enumerate(versions[0].parts)
+        for name, (title, colour) in _PARTS.items()
     ]
 
 
@@ -338,8 +340,8 @@ def _bars(clip: Clip, versions: Sequence[Coded]) -> list[dict[str, Any]]:
         {
             "title": version.title,
             "pieces": [
-                {"percent": f"{100 * bits / longest:.3f}", "colour": 1 + index % 5}
-                for index, bits in enumerate(version.parts.values())
+                {"percent": f"{100 * bits / longest:.3f}", "colour": _PARTS[name][1]}
+                for name, bits in version.parts.items()
                 if bits
             ],
         }
@@ -356,9 +358,8 @@ def _verdict(clip: Clip, versions: Sequence[Coded]) -> dict[str, Any]:
     return {
         "larger": max(ratios) > 1,
         "smaller": min(ratios) < 1,
-        "low": f"{min(ratios):.2f}",
-        "high": f"{max(ratios):.2f}",
-        "part": _PARTS.get(part, part).lower(),
+        "range": " to ".join(dict.fromkeys(f"{f(ratios):.2f}" for f in (min, max))),
+        "part": _PARTS[part][0].lower(),
         "share": share,
     }
 

@@ -24,8 +24,8 @@ class Page(HTMLParser):
         self.feed(html)
         assert not self.open
 
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
         if tag not in ("meta", "link", "img", "br"):
             self.open.append(tag)
         self.sources += [attributes[k] for k in ("src", "href", "srcset") if k in attributes]
