@@ -23,7 +23,10 @@ def count_observed(shape: tuple[int, ...], sparsity: float | str | Fraction) -> 
     Raises:
         ValueError: If `sparsity` is not a number from 0 to 1.
     """
-    exact = Fraction(str(sparsity))
+    try:
+        exact = Fraction(str(sparsity))
+    except ZeroDivisionError:
+        raise ValueError(f"sparsity must be from 0 to 1, not {sparsity}") from None
     if not 0 <= exact <= 1:
         raise ValueError(f"sparsity must be from 0 to 1, not {sparsity}")
     return math.floor((1 - exact) * math.prod(shape))
@@ -57,10 +60,11 @@ def project_to_count(
         A mask with exactly `count` ones; among equal scores the lower indices win.
     """
     scores = scores.astype(jnp.float32)
-    scores = jnp.where(jnp.isnan(scores), -jnp.inf, jnp.where(scores == 0, 0.0, scores))
+    # As integers, since the CPU takes subnormal floats for zeros. Both zeros get the same rank.
     bits = lax.bitcast_convert_type(scores, jnp.uint32)
     sign = jnp.uint32(1 << 31)
-    return _top_k(jnp.where(bits >= sign, ~bits, bits | sign), count)
+    ranks = jnp.where(bits > sign, ~bits, bits | sign)
+    return _top_k(jnp.where(jnp.isnan(scores), jnp.uint32(0), ranks), count)
 
 
 def loudest_mask(spectrogram: Spectrogram, count: int | Int[Array, ""]) -> HardMask:
@@ -75,7 +79,7 @@ def mixed_mask(key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, "
     """
     loudest = loudest_mask(spectrogram, count // 2)
     keys = jax.random.bits(key, spectrogram.shape, jnp.uint32)
-    # The lowest rank of all for what is taken already; ties with it are of probability 2^-32.
+    # The lowest rank of all for what is taken already.
     others = _top_k(jnp.where(loudest, jnp.uint32(0), jnp.maximum(keys, 1)), count - count // 2)
     return loudest | others
 
