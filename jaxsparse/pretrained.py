@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax import traverse_util
 
 from jaxsparse.errors import JaxsparseError
 from jaxsparse.nn.network import Apply, Params, SparseCNNConfig, sparse_cnn
@@ -93,22 +94,11 @@ def save_weights(
     return digest
 
 
-def _flatten(params: Params, prefix: str = "") -> dict[str, np.ndarray]:
-    flat = {}
-    for key, value in params.items():
-        name = f"{prefix}{key}"
-        flat |= (
-            _flatten(value, f"{name}.") if isinstance(value, dict) else {name: np.asarray(value)}
-        )
-    return flat
+def _flatten(params: Params) -> dict[str, np.ndarray]:
+    flat = traverse_util.flatten_dict(params)
+    return {".".join(map(str, path)): np.asarray(value) for path, value in flat.items()}
 
 
 def _unflatten(flat: dict[str, np.ndarray]) -> Params:
-    params: Params = {}
-    for name, value in flat.items():
-        *parents, leaf = name.split(".")
-        node = params
-        for parent in parents:
-            node = node.setdefault(int(parent) if parent.isdigit() else parent, {})
-        node[leaf] = jnp.asarray(value)
-    return params
+    paths = {name: tuple(int(n) if n.isdigit() else n for n in name.split(".")) for name in flat}
+    return traverse_util.unflatten_dict({paths[n]: jnp.asarray(v) for n, v in flat.items()})

@@ -113,11 +113,29 @@ def test_training_learns_and_compiles_once(settings):
     assert int(state.step) == 25
 
 
-def test_initialised_from_a_trained_network(settings, tmp_path):
-    trained = loop.train(settings)
-    again = dataclasses.replace(settings, init_from=trained, workdir=tmp_path / "again")
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    """A whole run by the command line."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXSPARSE_DATA", str(corpus.parent))
+        code = main(
+            [
+                *("--recipe", "fast", "--data", str(corpus), "--workdir", str(workdir)),
+                *("--data-note", "tones, public domain", "--batch-size", "1", "--steps", "2"),
+                *("--n-samples", "8000", "--crop", "40", "24", "--log-every", "1"),
+                *("--picture-every", "2", "--sparsity", "0.8", "0.9"),
+            ]
+        )
+    assert code == 0
+    return workdir
+
+
+def test_initialised_from_a_trained_network(run, settings):
+    network = run / "network.safetensors"
+    again = dataclasses.replace(settings, init_from=network)
     state = loop.init_state(again, SparseCNNConfig(), loop.make_optimizer(again))
-    expected = load_weights(trained).params
+    expected = load_weights(network).params
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -153,18 +171,17 @@ def test_crops_are_parts_of_the_clip(settings, key):
         assert any(np.allclose(windows[i, j], crop, atol=1e-3) for i, j in first)
 
 
-def test_card_says_how_it_was_made(settings, monkeypatch):
-    monkeypatch.setenv("JAXSPARSE_DATA", str(settings.data.parent))
-    noted = dataclasses.replace(settings, data_note="tones, public domain")
-    card = load_weights(loop.train(noted, recipe="thesis")).card
+def test_card_says_how_it_was_made(run):
+    card = load_weights(run / "network.safetensors").card
     assert card["data"] == "5 files of $JAXSPARSE_DATA/corpus0; 0 skipped"
     assert card["data_note"] == "tones, public domain"
-    assert "--data $JAXSPARSE_DATA/corpus0" in card["command"]
-    assert "--learning-rate 0.003" in card["command"]
-    assert "--weight-decay" not in card["command"]
+    assert card["command"] == (
+        "python -m train.main --recipe fast --data $JAXSPARSE_DATA/corpus0 --workdir RUN"
+        " --sparsity 0.8 0.9 --steps 2 --batch-size 1 --n-samples 8000 --crop 40 24"
+    )
     assert card["parameters"] == 30_849
-    assert str(settings.data) not in json.dumps(card)
-    rows = list(csv.DictReader((settings.workdir / "log.csv").open()))
+    assert str(run.parent) not in json.dumps(card)
+    rows = list(csv.DictReader((run / "log.csv").open()))
     mean = np.mean([float(row["loss"]) for row in rows])
     assert card["final_training_loss_db2"] == pytest.approx(mean, abs=1e-3)
 
@@ -179,21 +196,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_state(settin
     checkpoints.close()
 
 
-def test_pictures_are_drawn(settings):
-    loop.train(dataclasses.replace(settings, steps=2, picture_every=2))
-    picture = settings.workdir / "pictures" / "step-000002.png"
+def test_pictures_are_drawn(run):
+    picture = run / "pictures" / "step-000002.png"
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_workdir_with_a_run_is_not_overwritten(settings, capsys):
-    assert main(flags(settings)) == 0
-    before = (settings.workdir / "log.csv").read_text()
-    assert main(flags(settings)) == 2
+def test_a_workdir_with_a_run_is_not_overwritten(run, corpus, capsys):
+    argv = ["--data", str(corpus), "--workdir", str(run)]
+    before = (run / "log.csv").read_text()
+    assert main(argv) == 2
     assert "--resume goes on with it" in capsys.readouterr().err
-    assert main(flags(settings, "--resume", "--seed", "4")) == 2
-    assert "a run with another seed" in capsys.readouterr().err
-    assert main(flags(settings, "--resume")) == 0
-    assert (settings.workdir / "log.csv").read_text() == before
+    assert main([*argv, "--resume", "--seed", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "holds a run with another" in error
+    assert "seed" in error
+    assert (run / "log.csv").read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ class Example(NamedTuple):
     mask: HardMask
 
 
-def train(settings: Settings, *, recipe: str = "custom") -> Path:
+def train(settings: Settings, *, recipe: str = "thesis") -> Path:
     """Trains a network and writes it to ``workdir/network.safetensors`` with its card.
 
     Args:
