@@ -274,7 +274,38 @@ def test_force_overwrites(compressed, decompressed, tmp_path, capsys):
 
 
 def test_info(compressed, capsys, no_codec):
-    data = compressed.read_bytes()
+    description = container.describe(compressed.read_bytes())
     assert main(["info", str(compressed), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(container.describe(data)))
+    assert json.loads(capsys.readouterr().out) == description
     assert main(["info", str(compressed)]) == 0
+    table = capsys.readouterr().out
+    rows = {line[:24].strip(): line[24:].split() for line in table.splitlines()}
+    for part, label in {
+        "mask": "mask",
+        "values": "values",
+        "overhead": "header and checksums",
+    }.items():
+        assert rows[label][0] == f"{description['part_bits'][part]:,}"
+    assert rows["whole file"][0] == f"{8 * compressed.stat().st_size:,}"
+    # All phases of 8 times as many bins as there are samples: at 16 kHz nothing is saved.
+    assert f"{description['size_ratio_16khz']:.2f}" in table
+    assert "16,000 Hz (larger, not smaller)" in table
+
+
+def test_compress_reports_size_and_a_network_that_fits_only_nearly(wav, tmp_path, capsys):
+    options = ["--mask", "random", "--seed", "7", "--phases", "60", "--phase-bits", "2"]
+    small, smaller = tmp_path / "small.jsac", tmp_path / "smaller.jsac"
+    assert main(["compress", str(wav), str(small), *options, "--sparsity", ".9"]) == 0
+    out, err = capsys.readouterr()
+    assert f"{small.stat().st_size:,} bytes" in out and "kbit/s" in out
+    assert err == ""
+    options += ["--sparsity", "0.97", "--json"]
+    assert main(["compress", str(wav), str(smaller), *options]) == 0
+    out, err = capsys.readouterr()
+    description = json.loads(out)
+    assert description == container.describe(smaller.read_bytes())
+    chosen = {"mask": "random", "seed": 7, "phase_threshold": 60, "phase_bits": 2}
+    assert chosen | {"sparsity": "0.97", "network": "random-95"} == {
+        name: description[name] for name in [*chosen, "sparsity", "network"]
+    }
+    assert "0.97" in err and "random-95" in err and err.count("\n") == 1
