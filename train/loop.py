@@ -42,7 +42,7 @@ NOT_IDENTITY = (
     "picture_every",
     "tensorboard",
 )
-FIELDS = ("step", "loss", "learning_rate", "samples_per_s", "seconds")
+FIELDS: tuple[str, ...] = ("step", "loss", "learning_rate", "samples_per_s", "seconds")
 
 
 class TrainState(NamedTuple):
@@ -148,7 +148,7 @@ def make_step(
         examples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), examples)
         loss, gradient = jax.value_and_grad(loss_of)(state.params, examples)
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         return TrainState(params, moments, state.step + 1), loss
 
     return step
@@ -251,7 +251,7 @@ class Log:
         row = {
             "step": self.step,
             "loss": round(loss, 4),
-            "learning_rate": float(self._schedule(self.step - 1)),
+            "learning_rate": float(np.asarray(self._schedule(self.step - 1))),
             "samples_per_s": round(rate, 2),
             "seconds": round(self._seconds + now - self._start, 1),
         }
