@@ -106,5 +106,5 @@ class Compilations:
     def __exit__(self, *_):
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
-    def _listen(self, event, duration, **_):
+    def _listen(self, event, duration_secs, **_):
         self.count += event == self._event

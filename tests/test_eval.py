@@ -103,7 +103,7 @@ def test_evaluates_every_clip_network_and_seed(data, networks, tmp_path):
         if (row["network"], row["keep_observed"]) == ("mixed", "False"):
             scores.setdefault(row["clip"], []).append(float(row["pesq_nb"]))
     assert np.isnan(scores.pop("2/clip2.flac")).all()
-    clips = [np.mean(seeds) for seeds in scores.values()]
+    clips = [float(np.mean(seeds)) for seeds in scores.values()]
     group = groups["mixed", False]["pesq_nb"]
     assert group["mean"] == pytest.approx(np.mean(clips))
     assert group["standard_error"] == pytest.approx(abs(clips[0] - clips[1]) / 2)

@@ -191,7 +191,9 @@ def test_no_sort_and_no_copy_for_each_entry(key):
 
     def temporaries(side):
         lowered = project.lower(jax.ShapeDtypeStruct((side, side), jnp.float32), 20)
-        return lowered.compile().memory_analysis().temp_size_in_bytes / side**2
+        memory = lowered.compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes / side**2
 
     # Ranks and running counts: a few words per entry, however many entries.
     assert temporaries(1000) < 24

@@ -1,5 +1,6 @@
 import contextlib
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +203,7 @@ def test_soft_gradients_equal_finite_differences(normalization, size, kernel_gra
     for name, gradient in zip(NAMES, gradients, strict=True):
 
         def reference_loss(value, name=name):
-            inputs = arguments | {name: value}
+            inputs: dict[str, Any] = arguments | {name: value}
             return weighted_sum(
                 *reference.sparse_conv(**inputs, normalization=normalization, eps=1e-2)
             )
@@ -225,7 +226,7 @@ def test_hard_gradients_equal_finite_differences(normalization):
     for name, gradient in zip(arguments, gradients, strict=True):
 
         def reference_loss(value, name=name):
-            inputs = arguments | {name: value}
+            inputs: dict[str, Any] = arguments | {name: value}
             return weighted_sum(
                 *reference.sparse_conv(mask=mask, **inputs, normalization=normalization)
             )
