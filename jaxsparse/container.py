@@ -247,14 +247,15 @@ def encode_segment(header: Header, channel: int, index: int, segment: Segment) -
     """
     _check_segment(header, index, segment)
     mask_coder, phase_mask_coder, phase_coder = _Encoder(), _Encoder(), _Encoder()
-    chosen, mask, phase_mask = segment.chosen.T, segment.mask.T, segment.phase_mask.T
+    # The shared functions write what they code back into these.
+    chosen, mask, levels, phase_mask, phases = (np.array(array.T, order="C") for array in segment)
     if count := header.coded_count(index):
         _code_bitmap(mask_coder, chosen, None, Fraction(count, chosen.size))
-    values = _encode_levels(header, chosen, mask, segment.levels.T)
+    values = _encode_levels(header, chosen, mask, levels)
     if header.phase_threshold is not None:
-        hint = _phase_hint(header, mask, segment.levels.T)
+        hint = _phase_hint(header, mask, levels)
         _code_bitmap(phase_mask_coder, phase_mask, hint, Fraction(1, 2))
-    _code_phases(phase_coder, segment.phases.T, phase_mask, header.phase_bits)
+    _code_phases(phase_coder, phases, phase_mask, header.phase_bits)
     return [mask_coder.data(), values, phase_mask_coder.data(), phase_coder.data()]
 
 
@@ -280,11 +281,11 @@ def decode_segment(header: Header, channel: int, index: int, parts: Parts) -> Se
     if header.phase_threshold is not None:
         _code_bitmap(coder, phase_mask, _phase_hint(header, mask, levels), Fraction(1, 2))
     coder.finish()
-    phases = np.zeros(chosen.shape, np.int64)
+    phases = np.zeros(chosen.shape, np.int16)
     coder = _Decoder(phase_data, "phases")
     _code_phases(coder, phases, phase_mask, header.phase_bits)
     coder.finish()
-    return Segment(chosen.T, mask.T, levels.T, phase_mask.T, phases.T)
+    return Segment(chosen.T, mask.T, levels.astype(np.int32).T, phase_mask.T, phases.T)
 
 
 def pack(header: Header, parts: Iterable[Parts]) -> bytes:
@@ -343,7 +344,7 @@ def unpack(data: bytes) -> Container:
     return Container(header, parts)
 
 
-def describe(data: bytes) -> dict[str, object]:
+def describe(data: bytes) -> dict[str, Any]:
     """Says what is in a file and where its bits go; decodes nothing.
 
     Returns:
