@@ -6,8 +6,10 @@ Nothing heavy is imported before a command needs it, so that help and refusals c
 import argparse
 import json
 import os
+import signal
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
@@ -61,7 +63,8 @@ def _compress(arguments: argparse.Namespace) -> None:
 
         samples, sample_rate = audio.read_audio(arguments.input)
     with _blaming():
-        from jaxsparse import codec
+        with _importing():
+            from jaxsparse import codec
 
         settings = codec.CodecSettings(
             sparsity=arguments.sparsity,
@@ -96,7 +99,8 @@ def _decompress(arguments: argparse.Namespace) -> None:
 
         data = arguments.input.read_bytes()
         container.describe(data)
-        from jaxsparse import audio, codec
+        with _importing():
+            from jaxsparse import audio, codec
 
         with _progress("decompressing") as progress:
             samples, sample_rate = codec.decompress(data, progress=progress)
@@ -123,7 +127,8 @@ def _demo(arguments: argparse.Namespace) -> None:
         if arguments.input is not None:
             with audio.open_audio(arguments.input):
                 pass
-        from jaxsparse import demo
+        with _importing():
+            from jaxsparse import demo
 
         page = demo.run_demo(
             arguments.input,
@@ -203,6 +208,24 @@ def _blaming(source: Path | None = None, *, target: Path | None = None) -> Itera
         raise _RefusedError(f"{prefix}{error.strerror or error}") from error
     except MemoryError as error:
         raise _RefusedError(f"{prefix}does not fit into memory") from error
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once: there is nothing to clean up yet.
+
+    Raised in the middle of a large import, an interrupt can get lost or crash the interpreter.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if handler is not signal.default_int_handler or not in_main_thread:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _one_line(text: str) -> str:
