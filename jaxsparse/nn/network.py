@@ -165,14 +165,18 @@ def _only_valid(mask: Mask, valid: HardMask | None) -> Mask:
     return mask & valid if mask.dtype == jnp.bool_ else mask * valid.astype(mask.dtype)
 
 
-@functools.lru_cache
 def sparse_cnn(config: SparseCNNConfig = SparseCNNConfig()) -> Network:
     """Builds a network's pure functions; the same ones for the same settings.
 
     Raises:
-        ValueError: If a kernel size is even.
+        ValueError: If there are no kernel sizes, or one is not odd.
     """
-    if any(size % 2 == 0 for size in config.kernel_sizes):
+    return _build(config)
+
+
+@functools.lru_cache
+def _build(config: SparseCNNConfig) -> Network:
+    if not config.kernel_sizes or any(size < 1 or size % 2 == 0 for size in config.kernel_sizes):
         raise ValueError(f"kernel sizes must be odd, not {config.kernel_sizes}")
     graph, _ = nnx.split(nnx.eval_shape(lambda: SparseCNN(config, rngs=nnx.Rngs(0))))
 
@@ -195,14 +199,15 @@ def n_parameters(params: Params) -> int:
 def apply_padded(
     apply: Apply,
     params: Params,
-    spectrogram: Spectrogram,
-    mask: Mask,
+    spectrogram: Spectrogram | np.ndarray,
+    mask: Mask | np.ndarray,
     *,
     bucket: tuple[int, int] = (1, 64),
-) -> Spectrogram:
+) -> np.ndarray:
     """Completes a spectrogram of any size, compiling once per bucket and not per size.
 
-    Not to be called under jit: it is the place where sizes are still known.
+    Not to be called under jit: it is the place where sizes are still known. Padding is done on
+    the host, since on the device it would be compiled for every size.
 
     Args:
         apply: The network.
@@ -212,13 +217,15 @@ def apply_padded(
         bucket: F and T are padded to multiples of these.
 
     Returns:
-        dB, F by T, equal to the plain call.
+        dB on the host, F by T, equal to the plain call.
     """
+    spectrogram, mask = np.asarray(spectrogram), np.asarray(mask)
     shape = spectrogram.shape
-    pads = [(0, -size % step) for size, step in zip(shape, bucket, strict=True)]
-    valid = jnp.pad(jnp.ones(shape, bool), pads)
-    padded = _jitted(apply)(params, jnp.pad(spectrogram, pads), jnp.pad(mask, pads), valid)
-    return padded[: shape[0], : shape[1]]
+    window = (-(-shape[0] // bucket[0]) * bucket[0], -(-shape[1] // bucket[1]) * bucket[1])
+    padded = [
+        cut_window(array, (0, 0), window) for array in (spectrogram, mask, np.ones(shape, bool))
+    ]
+    return np.asarray(_jitted(apply)(params, *padded))[: shape[0], : shape[1]]
 
 
 def apply_in_blocks(

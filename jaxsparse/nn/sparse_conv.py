@@ -54,7 +54,7 @@ def sparse_conv(
         normalization: What divides the numerator.
         eps: Keeps the denominator from zero.
         kernel_gradient: ``"auto"`` takes our own kernel gradient on the CPU, where XLA's is slow;
-            it rules out forward-mode derivatives. ``"native"`` is the plain convolution.
+            it rules out forward mode and second derivatives. ``"native"`` is the plain convolution.
 
     Returns:
         The outputs, in the dtype of `x`, and the next mask, of the dtype of `mask`.
