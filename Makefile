@@ -26,7 +26,7 @@ help:  ## Show what there is to make
 setup: $(VENV)/.ready  ## Make the virtual environment (the others do so by themselves)
 
 demo: $(VENV)/.ready  ## Compress a sentence, decompress it, write the page demo/index.html
-	$(BIN)/jaxsparse demo --out $(DEMO)
+	$(BIN)/jaxsparse demo --out $(DEMO) --force
 
 test: lint types test-fast  ## Lint, check types and run the tests
 

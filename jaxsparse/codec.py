@@ -422,6 +422,9 @@ def _completion(
         phase: Float[Array, "F T"],
     ) -> Float[Array, " N"]:
         completed = apply(params, spectrogram, mask, jnp.broadcast_to(valid, mask.shape))
+        # A network that sees what it was not trained for may overshoot by tens of dB.
+        loudest = jnp.max(spectrogram, where=mask, initial=-jnp.inf)
+        completed = jnp.minimum(completed, loudest)
         if keep_observed:
             completed = jnp.where(mask, spectrogram, completed)
         inner = slice(halo, halo + phase.shape[1])
