@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import math
-import os
 import sys
 import time
 import zlib
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
-from jaxsparse.data.folder import CLIP_SAMPLES, find_audio, read_segment
+from jaxsparse.data.folder import CLIP_SAMPLES, find_audio, portable_path, read_segment
 from jaxsparse.errors import AudioError, JaxsparseError
 from jaxsparse.masks import count_observed, mixed_mask, random_mask
 from jaxsparse.metrics import Metric, Score, ScorePool, mse
@@ -332,7 +331,7 @@ def write(out: Path, rows: Iterable[Row], summary: dict[str, Any]) -> None:
 
 def _jsonable(settings: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: os.fspath(value) if isinstance(value, Path) else value
+        name: portable_path(value) if isinstance(value, Path) else value
         for name, value in settings.items()
     }
 

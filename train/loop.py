@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from jaxsparse import losses
 from jaxsparse.checkpoint import Checkpoints
-from jaxsparse.data.folder import find_audio, make_loader
+from jaxsparse.data.folder import find_audio, make_loader, portable_path
 from jaxsparse.masks import count_observed, mixed_mask, random_mask
 from jaxsparse.nn.network import Params, SparseCNNConfig, n_parameters, sparse_cnn
 from jaxsparse.pretrained import load_weights, save_weights
@@ -291,7 +291,7 @@ def _identity(settings: Settings) -> dict[str, Any]:
     values = dataclasses.asdict(settings)
     for name in NOT_IDENTITY:
         del values[name]
-    return json.loads(json.dumps(values, default=_portable))
+    return json.loads(json.dumps(values, default=portable_path))
 
 
 def _card(
@@ -305,7 +305,7 @@ def _card(
     """What a user of the network should know about its making."""
     tail = [float(row["loss"]) for row in history[-max(1, 500 // settings.log_every) :]]
     return {
-        "data": f"{clips} files of {_portable(settings.data)}; {len(skipped)} skipped",
+        "data": f"{clips} files of {portable_path(settings.data)}; {len(skipped)} skipped",
         "data_note": settings.data_note,
         "command": _command(settings, recipe),
         "recipe": recipe,
@@ -320,23 +320,15 @@ def _card(
 def _command(settings: Settings, recipe: str) -> str:
     """The command that trains such a network again."""
     defaults = Settings(settings.data, settings.workdir, **RECIPES[recipe])
-    words = ["python -m train.main --recipe", recipe, "--data", _portable(settings.data)]
+    words = ["python -m train.main --recipe", recipe, "--data", portable_path(settings.data)]
     words += ["--workdir", "RUN"]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.name in NOT_IDENTITY or value == getattr(defaults, field.name):
             continue
         words.append("--" + field.name.replace("_", "-"))
-        words += [_portable(v) if isinstance(v, Path) else str(v) for v in np.atleast_1d(value)]
+        words += [portable_path(v) if isinstance(v, Path) else str(v) for v in np.atleast_1d(value)]
     return " ".join(words)
-
-
-def _portable(path: Path) -> str:
-    """A path without what is particular to this machine: below $JAXSPARSE_DATA, or relative."""
-    root = os.environ.get("JAXSPARSE_DATA")
-    if root and path.is_relative_to(root):
-        return str(Path("$JAXSPARSE_DATA") / path.relative_to(root))
-    return path.name if path.is_absolute() else str(path)
 
 
 def _draw(
