@@ -63,16 +63,19 @@ def load_weights(path: str | os.PathLike[str]) -> Pretrained:
     path = Path(path)
     data = path.read_bytes()
     try:
-        card = json.loads(path.with_suffix(".json").read_text())
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if hashlib.sha256(data).hexdigest() != card["sha256"]:
             raise WeightsError(f"{path.name} is not the file that its card describes (SHA-256)")
         with safetensors.safe_open(path, framework="numpy") as file:
-            config = json.loads(file.metadata()["config"])
-        flat = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            settings = json.loads(file.metadata()["config"])
+            names = file.keys()
+            flat = {name: file.get_tensor(name) for name in names}
+        settings["kernel_sizes"] = tuple(settings["kernel_sizes"])
+        network = sparse_cnn(SparseCNNConfig(**settings))
+    except WeightsError:
+        raise
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path.name} or its card is damaged: {error}") from error
-    config["kernel_sizes"] = tuple(config["kernel_sizes"])
-    network = sparse_cnn(SparseCNNConfig(**config))
     return Pretrained(network.apply, _unflatten(flat), {**card, "halo": network.halo})
 
 
