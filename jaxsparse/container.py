@@ -603,32 +603,34 @@ def _code_bitmap(
         if not len(rows):
             continue
         band = rows * _BANDS // n_bins
-        n_contexts = 3 * int(np.prod([len(group) + 1 for group in neighbours]))
+        own = _columns(rows, 0)
+        groups = [[(dt, _columns(rows, df)) for dt, df in group] for group in neighbours]
+        n_contexts = 3 * int(np.prod([len(group) + 1 for group in groups]))
         seen = np.zeros((2, n_contexts, _BANDS))
         for t in range(n_frames):
             context = np.zeros(len(rows), np.int64) if hint is None else hint[t, start::step]
-            for group in neighbours:
-                known = sum(
-                    _strided(coded[t + dt + _MARGIN], start + df, step, len(rows))
-                    for dt, df in group
-                )
-                context = context * (len(group) + 1) + known
+            for group in groups:
+                context = context * (len(group) + 1)
+                for dt, columns in group:
+                    context += coded[t + dt + _MARGIN, columns]
             p = (seen[1].sum(1)[context] + _PRIOR * ones / total) / (
                 seen[0].sum(1)[context] + _PRIOR
             )
             p = (seen[1, context, band] + _PRIOR * p) / (seen[0, context, band] + _PRIOR)
             bits = coder(bitmap[t, start::step], _BERNOULLI, np.clip(p, 2**-16, 1 - 2**-16))
             bitmap[t, start::step] = bits
-            _strided(coded[t + _MARGIN], start, step, len(rows))[...] = bits
+            coded[t + _MARGIN, own] = bits
             place = context * _BANDS + band
             for counts, which in zip(seen, (place, place[bits == 1]), strict=True):
                 counts += np.bincount(which, minlength=counts.size).reshape(counts.shape)
             total, ones = total + len(rows), ones + np.count_nonzero(bits)
 
 
-def _strided(row: np.ndarray, start: int, step: int, count: int) -> np.ndarray:
-    first = start + _MARGIN
-    return row[first : first + step * (count - 1) + 1 : step]
+def _columns(rows: Int[np.ndarray, " R"], offset: int) -> slice:
+    """Where evenly spaced rows, shifted by `offset`, lie within the margin."""
+    shift = _MARGIN + offset
+    step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
+    return slice(int(rows[0]) + shift, int(rows[-1]) + shift + 1, step)
 
 
 def _phase_hint(

@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 import tracemalloc
@@ -26,6 +27,7 @@ DEFAULT = CodecSettings()
 FINE = CodecSettings(sparsity="0.001", value_step_db=0.2, phase_bits=10)
 
 
+@functools.cache
 def load_untrained(name):
     """A small network, the same in every process."""
     network = sparse_cnn(SparseCNNConfig(kernel_sizes=(5, 3), features=3))
@@ -106,7 +108,14 @@ def test_segments_agree_with_the_whole_at_once(keep_observed):
     spectrogram = jnp.asarray(levels * 0.5, jnp.float32)
     network = load_untrained("mixed")
     with jax.default_matmul_precision("highest"):
-        completed = network.apply(network.params, spectrogram, jnp.asarray(mask))
+        completed = jax.jit(network.apply)(network.params, spectrogram, jnp.asarray(mask))
+    # What is filled in is no louder than what the window of its segment keeps.
+    capped = []
+    for start in (0, 302):
+        window = slice(max(start - network.card["halo"], 0), start + 302 + network.card["halo"])
+        loudest = spectrogram[:, window][mask[:, window]].max()
+        capped.append(jnp.minimum(completed[:, start : start + 302], loudest))
+    completed = jnp.concatenate(capped, axis=1)
     if keep_observed:
         completed = jnp.where(mask, spectrogram, completed)
     phase = jnp.asarray(phases * (2 * np.pi / 16), jnp.float32)
@@ -166,12 +175,12 @@ def test_counts_are_those_of_masks(sparsity, n_samples):
     assert header.count(0) == masks.count_observed(shape, sparsity)
 
 
-def test_silence_is_small():
-    samples = np.zeros((100_000, 2), np.float32)
+def test_silence_is_small_and_stays_silent():
+    samples = np.zeros((80_000, 2), np.float32)
     data = compress(samples)
     assert 8 * len(data) < 0.03 * 16 * samples.size
     decoded, _ = decompress(data)
-    assert np.isfinite(decoded).all()
+    assert np.abs(decoded).max() < 2**-16
 
 
 def test_another_process_decodes_the_same(tmp_path):
