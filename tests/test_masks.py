@@ -95,6 +95,16 @@ def test_project_to_count_equals_a_stable_sort_with_static_counts(count):
     np.testing.assert_array_equal(mask, reference.project_to_count(scores, count))
 
 
+@pytest.mark.parametrize("count", [-1, 43])
+def test_impossible_counts_are_refused(key, count):
+    with pytest.raises(ValueError, match=f"can't keep {count}"):
+        project_to_count(jnp.zeros(SHAPE), count)
+    with pytest.raises(ValueError, match="can't keep"):
+        random_mask(key, SHAPE, count)
+    with pytest.raises(ValueError, match="can't keep"):
+        mixed_mask(key, jnp.zeros(SHAPE), 3 * count)
+
+
 def test_project_to_count_takes_other_floats_and_ranks():
     scores = np.array([1.0, 3.0, 2.0, 3.0])
     for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
