@@ -30,7 +30,7 @@ from tqdm import tqdm
 from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.folder import CLIP_SAMPLES, find_audio, portable_path, read_segment
-from jaxsparse.errors import AudioError, JaxsparseError
+from jaxsparse.errors import AudioError
 from jaxsparse.masks import count_observed, mixed_mask, random_mask
 from jaxsparse.metrics import Metric, Score, ScorePool, mse
 from jaxsparse.reconstruct import reconstruct_spectrogram, to_waveform
@@ -81,6 +81,13 @@ class Settings:
     """Folder for rows.csv, summary.json and table.md."""
     json: bool = False
     """Print the JSON summary instead of the table."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sparsity < 1:
+            raise ValueError(f"sparsity {self.sparsity} is not between 0 and 1")
+        for name in ("limit", "batch", "n_samples", "workers"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1")
 
 
 class Task(NamedTuple):
@@ -338,10 +345,10 @@ def _jsonable(settings: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run from the command line."""
-    settings = tyro.cli(Settings, description=__doc__)
     try:
+        settings = tyro.cli(Settings, description=__doc__)
         summary = run(settings)
-    except (JaxsparseError, OSError) as error:
+    except (OSError, ValueError) as error:
         print(f"eval.reconstruction: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     print(json.dumps(summary, indent=1) if settings.json else table(summary))

@@ -58,6 +58,9 @@ def project_to_count(
 
     Returns:
         A mask with exactly `count` ones; among equal scores the lower indices win.
+
+    Raises:
+        ValueError: If `count` is not in that range; a traced one is not checked.
     """
     scores = scores.astype(jnp.float32)
     # As integers, since the CPU takes subnormal floats for zeros. Both zeros get the same rank.
@@ -86,6 +89,8 @@ def mixed_mask(key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, "
 
 def _top_k(ranks: UInt[Array, "*shape"], count: int | Int[Array, ""]) -> Bool[Array, "*shape"]:
     """The `count` highest of 32-bit ranks, the first ones among equals."""
+    if isinstance(count, int) and not 0 <= count <= ranks.size:
+        raise ValueError(f"a mask of {ranks.size} entries can't keep {count}")
     count = jnp.asarray(count, jnp.int32)
 
     def refine(i: Array, threshold: Array) -> Array:

@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from jaxsparse.audio import atomic_write
 from jaxsparse.errors import JaxsparseError
 from jaxsparse.nn.network import Apply, Params, SparseCNNConfig, sparse_cnn
 
@@ -29,7 +30,10 @@ class WeightsError(JaxsparseError):
 
 
 class Pretrained(NamedTuple):
-    """A trained network: `apply`, its parameters and its card (with ``sha256`` and ``halo``)."""
+    """A trained network: `apply`, its parameters and its card.
+
+    The card is what was saved with it, with ``sha256``, ``halo`` and ``network``, its settings.
+    """
 
     apply: Apply
     params: Params
@@ -44,11 +48,11 @@ def load_pretrained(name: str) -> Pretrained:
             of any sparsity in that range.
 
     Raises:
-        ValueError: If there is no such network.
+        JaxsparseError: If there is no such network.
         WeightsError: If its file is not the one that its card describes.
     """
     if name not in NAMES:
-        raise ValueError(f"no network is named {name!r}; there are {', '.join(NAMES)}")
+        raise JaxsparseError(f"no network is named {name!r}; there are {', '.join(NAMES)}")
     with resources.as_file(resources.files("jaxsparse") / "weights") as directory:
         return load_weights(directory / f"{name}.safetensors")
 
@@ -76,7 +80,8 @@ def load_weights(path: str | os.PathLike[str]) -> Pretrained:
         raise
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path.name} or its card is damaged: {error}") from error
-    return Pretrained(network.apply, _unflatten(flat), {**card, "halo": network.halo})
+    extra = {"halo": network.halo, "network": settings}
+    return Pretrained(network.apply, _unflatten(flat), {**card, **extra})
 
 
 def save_weights(
@@ -92,8 +97,9 @@ def save_weights(
     del settings["kernel_gradient"]  # how a gradient is computed is no part of the network
     data = safetensors.numpy.save(_flatten(params), {"config": json.dumps(settings)})
     digest = hashlib.sha256(data).hexdigest()
-    path.write_bytes(data)
-    path.with_suffix(".json").write_text(json.dumps({**card, "sha256": digest}, indent=2) + "\n")
+    atomic_write(path, data)
+    text = json.dumps({**card, "sha256": digest}, indent=2) + "\n"
+    atomic_write(path.with_suffix(".json"), text.encode())
     return digest
 
 

@@ -73,7 +73,7 @@ def evaluate_masks(
     masks: Bool[Array, "P F T"] | Float[Array, "P F T"],
     *,
     chunk_bytes: int = CHUNK_BYTES,
-    keep_observed: bool = False,
+    keep_observed: bool = True,
     score: Callable[[Spectrogram, Spectrogram], Any] | None = None,
 ) -> Any:
     """Scores many masks of one clip in one compiled call, in bounded memory.

@@ -14,7 +14,7 @@ import scipy.signal
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
-from jaxsparse.types import ComplexSpectrogram, PRNGKey, Waveform
+from jaxsparse.types import ComplexSpectrogram, HardMask, PRNGKey, Waveform
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def griffin_lim(
     momentum: float = 0.99,
     key: PRNGKey | None = None,
     known: Complex[Array, "F T"] | None = None,
-    known_mask: Float[Array, "F T"] | None = None,
+    known_mask: HardMask | None = None,
 ) -> Waveform:
     """Finds a waveform whose spectrogram has the given magnitudes.
 
@@ -192,7 +192,7 @@ def griffin_lim(
         momentum: 0 is the original algorithm (Griffin and Lim 1984).
         key: Starts from uniformly random phases; without it from phase zero.
         known: Complex values of bins that are held.
-        known_mask: One where `known` holds, zero elsewhere.
+        known_mask: Where `known` holds.
 
     Returns:
         `length` samples.
@@ -206,7 +206,7 @@ def griffin_lim(
     def hold(spectrum: Array) -> Array:
         if known is None or known_mask is None:
             return spectrum
-        return jnp.where(known_mask > 0, known, spectrum)
+        return jnp.where(known_mask, known, spectrum)
 
     def with_magnitude(spectrum: Array) -> Array:
         size = jnp.abs(spectrum)

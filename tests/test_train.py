@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -13,7 +14,7 @@ from jaxsparse.nn.network import SparseCNNConfig, sparse_cnn
 from jaxsparse.pretrained import load_weights
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig
-from train import loop
+from train import loop, rebuild_splits
 from train.main import main
 from train.settings import RECIPES, Settings
 
@@ -224,6 +225,8 @@ def test_a_workdir_with_a_run_is_not_overwritten(run, corpus, capsys):
         (["--sparsity", "1.5"], "sparsity"),
         (["--masks", "loud"], "masks"),
         (["--recipe", "slow"], "recipe"),
+        (["--checkpoint-every", "0"], "checkpoint_every"),
+        (["--crop", "2000", "96"], "does not fit"),
         (["--data", "/nonexistent"], "/nonexistent"),
     ],
 )
@@ -243,3 +246,29 @@ def test_network_settings_do_not_matter_for_its_parameters(key):
     b = sparse_cnn(SparseCNNConfig(kernel_gradient="auto")).init(key)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_the_splits_are_laid_out_from_librispeech(tmp_path, capsys):
+    lists = {path.stem: path.read_text().split() for path in rebuild_splits.SPLITS.glob("*.txt")}
+    assert {name: len(ids) for name, ids in lists.items()} == {
+        "train": 200,
+        "valid": 26,
+        "test": 50,
+    }
+    speakers = [{i.split("-")[0] for i in ids} for ids in lists.values()]
+    assert sum(map(len, speakers)) == len(set().union(*speakers))
+    for utterance in itertools.chain.from_iterable(lists.values()):
+        speaker, chapter, _ = utterance.split("-")
+        folder = tmp_path / "LibriSpeech" / "subset" / speaker / chapter
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{utterance}.flac").write_text(utterance)
+    argv = [str(tmp_path / "LibriSpeech"), "--data", str(tmp_path / "data")]
+    assert rebuild_splits.main(argv) == 0
+    linked = sorted((tmp_path / "data" / "test").iterdir())
+    assert [path.read_text() for path in linked] == sorted(lists["test"])
+    missing = lists["valid"][0]
+    next(tmp_path.glob(f"LibriSpeech/*/*/*/{missing}.flac")).unlink()
+    argv[-1] = str(tmp_path / "other")
+    assert rebuild_splits.main(argv) == 2
+    assert f"{missing}.flac" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

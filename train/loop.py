@@ -25,18 +25,16 @@ from jaxsparse.masks import count_observed, mixed_mask, random_mask
 from jaxsparse.nn.network import Params, SparseCNNConfig, n_parameters, sparse_cnn
 from jaxsparse.pretrained import load_weights, save_weights
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.stft import stft
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram, Waveform
-from train.settings import RECIPES, Settings
+from train.settings import RECIPES, STFT, Settings
 
-STFT = STFTConfig()
 # Settings that a resumed run may change: they don't decide what is trained.
 NOT_IDENTITY = (
     "data",
     "data_note",
     "workdir",
     "resume",
-    "workers",
     "log_every",
     "checkpoint_every",
     "picture_every",
@@ -126,7 +124,11 @@ def init_state(
     if settings.init_from is None:
         params = jax.jit(sparse_cnn(config).init)(jax.random.key(settings.seed))
     else:
-        params = load_weights(settings.init_from).params
+        loaded = load_weights(settings.init_from)
+        same = SparseCNNConfig(**loaded.card["network"], kernel_gradient=config.kernel_gradient)
+        if same != config:
+            raise ValueError(f"{settings.init_from} holds a network with other settings")
+        params = loaded.params
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
@@ -218,7 +220,10 @@ class Log:
         )
         self._events = None
         if self.settings.tensorboard:
-            from tensorboardX import SummaryWriter
+            try:
+                from tensorboardX import SummaryWriter
+            except ModuleNotFoundError:
+                raise ValueError("--tensorboard needs jaxsparse[tensorboard]") from None
 
             self._events = SummaryWriter(str(self.settings.workdir))
         return self

@@ -5,6 +5,17 @@ from pathlib import Path
 from typing import Literal
 
 from jaxsparse.nn.sparse_conv import KernelGradient
+from jaxsparse.stft import STFTConfig
+
+STFT = STFTConfig()
+POSITIVE = (
+    "steps",
+    "batch_size",
+    "n_samples",
+    "crops_per_clip",
+    "log_every",
+    "checkpoint_every",
+)
 
 
 @dataclass(frozen=True)
@@ -61,9 +72,12 @@ class Settings:
     def __post_init__(self) -> None:
         if len(self.sparsity) not in (1, 2) or not all(0 < s < 1 for s in self.sparsity):
             raise ValueError("sparsity takes one value or the ends of a range, between 0 and 1")
-        for name in ("steps", "batch_size", "n_samples", "crops_per_clip", "log_every"):
+        for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        whole = (STFT.n_bins, STFT.n_frames(self.n_samples))
+        if self.crop and not all(1 <= a <= b for a, b in zip(self.crop, whole, strict=True)):
+            raise ValueError(f"crop {self.crop} does not fit into a clip's {whole}")
 
 
 RECIPES = {

@@ -237,7 +237,7 @@ def apply_in_blocks(
     halo: int,
     block: tuple[int, int] = (1025, 302),
 ) -> np.ndarray:
-    """Completes a spectrogram of any size block by block, in the memory of one block.
+    """Completes a spectrogram of any size block by block; the device holds one block.
 
     Args:
         apply: The network.
@@ -255,10 +255,11 @@ def apply_in_blocks(
     run = _jitted(apply)
     window = (block[0] + 2 * halo, block[1] + 2 * halo)
     inner = (slice(halo, halo + block[0]), slice(halo, halo + block[1]))
+    inside = np.ones(spectrogram.shape, bool)
     for top in range(0, spectrogram.shape[0], block[0]):
         for left in range(0, spectrogram.shape[1], block[1]):
             start = (top - halo, left - halo)
-            valid = cut_window(np.ones(spectrogram.shape, bool), start, window)
+            valid = cut_window(inside, start, window)
             completed = run(
                 params,
                 cut_window(spectrogram, start, window),
