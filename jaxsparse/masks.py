@@ -80,6 +80,7 @@ def mixed_mask(key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, "
 
     The loud half carries what is heard, the random half tells the network where the floor is.
     """
+    _check_count(count, spectrogram.size)
     loudest = loudest_mask(spectrogram, count // 2)
     keys = jax.random.bits(key, spectrogram.shape, jnp.uint32)
     # The lowest rank of all for what is taken already.
@@ -87,10 +88,14 @@ def mixed_mask(key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, "
     return loudest | others
 
 
+def _check_count(count: int | Int[Array, ""], size: int) -> None:
+    if isinstance(count, int) and not 0 <= count <= size:
+        raise ValueError(f"a mask of {size} entries can't keep {count}")
+
+
 def _top_k(ranks: UInt[Array, "*shape"], count: int | Int[Array, ""]) -> Bool[Array, "*shape"]:
     """The `count` highest of 32-bit ranks, the first ones among equals."""
-    if isinstance(count, int) and not 0 <= count <= ranks.size:
-        raise ValueError(f"a mask of {ranks.size} entries can't keep {count}")
+    _check_count(count, ranks.size)
     count = jnp.asarray(count, jnp.int32)
 
     def refine(i: Array, threshold: Array) -> Array:
