@@ -21,12 +21,13 @@ from jaxtyping import Float, Float32
 from jaxsparse.errors import AudioError
 
 MIN_SAMPLE_RATE = 1_000
-MAX_SAMPLE_RATE = 1_000_000
+MAX_SAMPLE_RATE = 768_000
 # Float files may hold samples beyond 1, scaled like 32-bit integers at the most; more overflows.
 MAX_AMPLITUDE = 2.0**31
 _BLOCK_SAMPLES = 1 << 20
 _PCM_SCALE = 1 << 15
-_MAX_WAV_BYTES = (1 << 32) - 1024
+# A 16-bit WAV file ends at 4 GiB.
+MAX_WAV_SAMPLES = (1 << 31) - 512
 # Writers to a pipe can't know the length; they leave 0 or a number near 2^31 or 2^32.
 _UNKNOWN_SIZE = 0x7FFFF000
 _MAX_CHUNKS = 1000
@@ -162,11 +163,19 @@ def read_frames(audio: soundfile.SoundFile, count: int) -> Float32[np.ndarray, "
         blocks.append(block)
         done += len(block)
     samples = np.concatenate(blocks) if blocks else np.zeros((0, audio.channels), np.float32)
-    _check_usable(samples)
+    check_usable(samples)
     return samples
 
 
-def _check_usable(samples: Float[np.ndarray, "N C"]) -> None:
+def check_usable(samples: Float[np.ndarray, "N C"]) -> None:
+    """Refuses samples that no audio has.
+
+    Args:
+      samples: [N, C].
+
+    Raises:
+      AudioError: one is NaN, infinite or beyond ``MAX_AMPLITUDE``.
+    """
     # False for NaN too.
     usable = np.abs(samples) <= MAX_AMPLITUDE
     if not usable.all():
@@ -261,8 +270,8 @@ def write_wav(
         WAV file holds (4 GiB).
       OSError: the file can't be written; nothing is left of it.
     """
-    _check_usable(samples)
-    if 2 * samples.size > _MAX_WAV_BYTES:
+    check_usable(samples)
+    if samples.size > MAX_WAV_SAMPLES:
         raise AudioError(f"{len(samples)} samples are too many for a WAV file")
     scaled = np.clip(np.rint(samples * _PCM_SCALE), -_PCM_SCALE, _PCM_SCALE - 1)
     buffer = io.BytesIO()

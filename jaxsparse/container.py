@@ -13,7 +13,7 @@ encodes and decodes. Arrays are [F, T] at the surface and [T, F], frame after fr
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -22,6 +22,7 @@ import constriction
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jaxsparse.audio import MAX_SAMPLE_RATE, MAX_WAV_SAMPLES, MIN_SAMPLE_RATE
 from jaxsparse.errors import ContainerError
 
 MaskKind: TypeAlias = Literal["positions", "mixed", "random"]
@@ -29,8 +30,11 @@ PartName: TypeAlias = Literal["mask", "values", "phase_bitmap", "phases"]
 
 VERSION = 1
 CODED_RATE = 16_000
-SAMPLE_RATES = (1_000, 768_000)
 MAX_CHANNELS = 32
+# Where all levels are equal and one phase is stored, 302 frames still cost 78 bytes: 991 samples
+# to a byte. What promises more was never encoded. It bounds what a decoder allocates: 4 bytes for
+# each sample, 4096 times the file, times the ratio of its sample rate to 16 kHz.
+MAX_SAMPLES_PER_BYTE = 1024
 PARTS: tuple[PartName, ...] = get_args(PartName)
 
 _MAGIC = b"JSAC"
@@ -42,8 +46,10 @@ _FIXED = struct.Struct("<QIBQIIIIBBBHBQIBBB32s")
 _PART = struct.Struct("<II")
 _CRC = struct.Struct("<I")
 _LEVELS = struct.Struct("<hHH")
-_MAX_SEGMENT = 2**20
-_MAX_SPAN = 2**12 - 1
+# What the encoder writes; smaller ones are good for tests.
+_MAX_N_FFT, _MAX_HOP_LENGTH, _MAX_FRAMES = 2048, 256, 302
+# Spectrograms are floored that far below their maximum.
+_RANGE_MDB = 80_000
 _SPARSITY = re.compile(r"0\.[0-9]{1,18}")
 _NETWORK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 
@@ -107,23 +113,28 @@ class Header:
 
     def __post_init__(self) -> None:
         for name, (low, high) in {
-            "sample_rate": SAMPLE_RATES,
+            "sample_rate": (MIN_SAMPLE_RATE, MAX_SAMPLE_RATE),
             "channels": (1, MAX_CHANNELS),
-            "n_samples": (1, 2**40),
+            "n_samples": (1, MAX_WAV_SAMPLES),
             "seed": (0, 2**64 - 1),
             "value_step_mdb": (50, 10_000),
             "phase_bits": (1, 12),
             "coded_rate": (CODED_RATE, CODED_RATE),
-            "n_fft": (4, 2**14),
+            "n_fft": (4, _MAX_N_FFT),
             "win_length": (4, self.n_fft),
-            "hop_length": (1, self.win_length // 2),
-            "frames_per_segment": (1, _MAX_SEGMENT // (self.n_fft // 2 + 1)),
+            "hop_length": (1, min(self.win_length // 2, _MAX_HOP_LENGTH)),
+            "frames_per_segment": (1, _MAX_FRAMES),
         }.items():
             value = getattr(self, name)
+            _check_integer(name, value)
             if not low <= value <= high:
                 raise ContainerError(f"{name} {value} is not from {low} to {high}")
-        if self.phase_threshold is not None and not 1 <= self.phase_threshold <= 255:
-            raise ContainerError(f"phase_threshold {self.phase_threshold} is not from 1 to 255")
+        if self.n_samples * self.channels > MAX_WAV_SAMPLES:
+            raise ContainerError(f"{self.n_samples} samples in {self.channels} channels, too many")
+        if self.phase_threshold is not None:
+            _check_integer("phase_threshold", self.phase_threshold)
+            if not 1 <= self.phase_threshold <= 255:
+                raise ContainerError(f"phase_threshold {self.phase_threshold} is not from 1 to 255")
         for name, known in (("mask", _MASK_KINDS), ("window", _WINDOWS), ("pad_mode", _PAD_MODES)):
             if getattr(self, name) not in known:
                 raise ContainerError(f"{name} {getattr(self, name)!r} is not one of {known}")
@@ -140,6 +151,11 @@ class Header:
     def n_bins(self) -> int:
         """Frequency bins F."""
         return 1 + self.n_fft // 2
+
+    @property
+    def max_span(self) -> int:
+        """Most steps from the lowest to the highest level of a segment, two for rounding."""
+        return _RANGE_MDB // self.value_step_mdb + 2
 
     @property
     def n_coded_samples(self) -> int:
@@ -319,6 +335,8 @@ def unpack(data: bytes) -> Container:
         ContainerError: If the bytes are not a whole, unaltered file of a known version.
     """
     header, offset = _unpack_header(data)
+    if header.channels * header.n_coded_samples > MAX_SAMPLES_PER_BYTE * len(data):
+        raise ContainerError(f"{len(data)} bytes can't hold {header.n_samples} samples")
     n_segments = header.channels * header.n_segments
     if n_segments * len(PARTS) * _PART.size > len(data) - offset:
         raise ContainerError(f"{len(data)} bytes can't hold {n_segments} segments")
@@ -480,6 +498,11 @@ def _make_header(fields: tuple, sparsity: str, network: str) -> Header:
         pad_mode=_PAD_MODES[pad_mode],
         coded_rate=coded_rate,
     )
+
+
+def _check_integer(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ContainerError(f"{name} {value!r} is not an integer")
 
 
 def _check_segment(header: Header, index: int, segment: Segment) -> None:
@@ -667,7 +690,7 @@ def _encode_levels(
     span = int(levels[mask].max()) - base
     two_classes = header.mask == "mixed" and chosen.any()
     threshold = int(levels[chosen].min()) - base if two_classes else span
-    if span > _MAX_SPAN or not -(2**15) <= base < 2**15:
+    if span > header.max_span or not -(2**15) <= base < 2**15:
         raise ValueError(f"levels from {base} to {base + span} are out of range")
     if two_classes and int(levels[mask & ~chosen].max(initial=base)) - base > threshold:
         raise ValueError("a drawn bin is louder than a chosen one")
@@ -691,7 +714,7 @@ def _decode_levels(
     if len(data) < _LEVELS.size:
         raise ContainerError("the values part ends before its first value")
     base, span, threshold = _LEVELS.unpack_from(data)
-    if span > _MAX_SPAN or threshold > span:
+    if span > header.max_span or threshold > span:
         raise ContainerError("the values part contradicts itself")
     coder = _Decoder(data[_LEVELS.size :], "values")
     _code_levels(coder, header, levels, chosen, mask, threshold, span)
@@ -811,10 +834,3 @@ def _code_phases(
             symbols = coder(phases[t, mask[t]], model)
             phases[t, mask[t]] = symbols
             counts += np.bincount(symbols, minlength=len(counts))
-
-
-def segments(header: Header) -> Iterator[tuple[int, int]]:
-    """Yields (channel, segment) in the order of the file."""
-    for channel in range(header.channels):
-        for segment in range(header.n_segments):
-            yield channel, segment

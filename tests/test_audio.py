@@ -57,7 +57,7 @@ def test_reads_every_format_whatever_its_name(tmp_path, file_format, subtype, to
 
 @given(
     samples=hnp.arrays(np.int16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)),
-    rate=st.integers(1_000, 1_000_000),
+    rate=st.integers(1_000, 768_000),
 )
 def test_sixteen_bits_survive_reading_and_writing(tmp_path_factory, samples, rate):
     path = tmp_path_factory.mktemp("wav") / "a.wav"

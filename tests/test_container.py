@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 import zlib
 
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -82,9 +83,14 @@ def make_segment(header, channel, index, rng):
     return Segment(chosen, mask, levels, stored, phases)
 
 
+def segments_of(header):
+    """(channel, segment) in the order of the file."""
+    return list(np.ndindex(header.channels, header.n_segments))
+
+
 def make_file(header, seed=0):
     rng = np.random.default_rng(seed)
-    places = list(container.segments(header))
+    places = segments_of(header)
     segments = [make_segment(header, *place, rng) for place in places]
     parts = [
         container.encode_segment(header, *place, segment)
@@ -139,7 +145,7 @@ def test_decoding_gives_what_was_encoded(
     data, segments = make_file(header, seed % 1000)
     decoded_header, parts = container.unpack(data)
     assert decoded_header == header
-    places = list(container.segments(header))
+    places = segments_of(header)
     assert len(parts) == len(places) == len(segments)
     for place, part, segment in zip(places, parts, segments, strict=True):
         assert same(container.decode_segment(header, *place, part), segment)
@@ -333,6 +339,7 @@ def test_parts_that_changed_places_are_refused():
         ("n_samples", 2**40),
         ("n_samples", 2**64 - 1),
         ("n_samples", 77_276),
+        ("n_samples", 2**31),
         ("sample_rate", 0),
         ("sample_rate", 999),
         ("sample_rate", 2**32 - 1),
@@ -342,6 +349,7 @@ def test_parts_that_changed_places_are_refused():
         ("coded_rate", 16_001),
         ("n_fft", 0),
         ("n_fft", 33),
+        ("n_fft", 2**14),
         ("n_fft", 2**31),
         ("win_length", 0),
         ("win_length", 33),
@@ -352,6 +360,7 @@ def test_parts_that_changed_places_are_refused():
         ("center", 2),
         ("pad_mode", 1),
         ("frames_per_segment", 0),
+        ("frames_per_segment", 303),
         ("mask", 3),
         ("value_step_mdb", 0),
         ("value_step_mdb", 2**32 - 1),
@@ -368,6 +377,66 @@ def test_forged_header_is_refused_without_large_memory(name, value):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1e6
+
+
+def test_promised_samples_are_bounded_by_the_size():
+    """Empty parts decode to something; without a bound 2 KB of them promise hours."""
+    header = make_header(n_samples=60 * 302 * 256 - 256)
+    data = container.pack(header, [[b""] * 4] * header.n_segments)
+    assert len(data) < 2100
+    with pytest.raises(ContainerError, match="can't hold"):
+        container.unpack(data)
+    with pytest.raises(ContainerError, match="too many"):
+        make_header(n_samples=2**30, channels=2)
+
+
+@pytest.mark.parametrize("threshold", [None, 1])
+@pytest.mark.parametrize("mask", ["positions", "mixed", "random"])
+def test_the_smallest_segments_are_within_the_bound(mask, threshold):
+    """A tone of one bin in one frame, and all kept levels equal: nothing costs less."""
+    header = make_header(
+        mask=mask,
+        phase_threshold=threshold,
+        n_samples=20 * 302 * 256 - 256,
+        sparsity="0.999995",
+        phase_bits=1,
+    )
+    assert header.count(0) == 1
+    zeros = np.zeros(header.segment_shape(0), np.int64)
+    chosen = loudest(zeros, header.coded_count(0))
+    kept = container.complete_mask(header, 0, 0, chosen)
+    segment = Segment(chosen, kept, zeros, kept | (threshold is None), zeros)
+    parts = container.encode_segment(header, 0, 0, segment)
+    data = container.pack(header, [parts] * header.n_segments)
+    assert container.unpack(data).header == header
+
+
+@pytest.mark.parametrize("value_step_mdb", [50, 500])
+def test_tables_for_forged_levels_are_small(value_step_mdb):
+    """The widest range of levels, in a segment that keeps every second bin."""
+    header = make_header(
+        mask="random", sparsity="0.5", value_step_mdb=value_step_mdb, n_samples=10_000
+    )
+    values = struct.pack("<hHH", 0, header.max_span, 0)
+    tracemalloc.start()
+    container.decode_segment(header, 0, 0, [b"", values, b"", b""])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+    values = struct.pack("<hHH", 0, header.max_span + 1, 0)
+    with pytest.raises(ContainerError, match="contradicts"):
+        container.decode_segment(header, 0, 0, [b"", values, b"", b""])
+
+
+@pytest.mark.parametrize(
+    "name", ["seed", "phase_bits", "phase_threshold", "n_samples", "value_step_mdb"]
+)
+def test_whole_numbers_are_integers(name, monkeypatch):
+    # The tests' own checks of types would come first.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for value in (60.5, 60.0, True, "60"):
+        with pytest.raises(ContainerError, match=f"{name} .* integer"):
+            make_header(**{name: value})
 
 
 def test_forging_works_at_all():
