@@ -94,18 +94,24 @@ def _message(error: Exception) -> str:
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer pickled jobs with pickled ``(value, reason)`` or an exception, until end of file."""
+    """Answer pickled jobs with pickled ``(value, reason)`` or an exception, until end of file.
+
+    Also ends where the caller leaves in the middle of a job or before its reply.
+    """
     while True:
         try:
             job = Job(*pickle.load(requests))
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):
             return
         try:
             reply = score(job)
         except Exception as error:
             reply = RuntimeError(f"{job.metric} failed: {type(error).__name__}: {error}")
-        pickle.dump(reply, replies)
-        replies.flush()
+        try:
+            pickle.dump(reply, replies)
+            replies.flush()
+        except BrokenPipeError:
+            return
 
 
 def main() -> None:
