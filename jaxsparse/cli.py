@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal, InvalidOperation
 from importlib import metadata
 from pathlib import Path
@@ -97,7 +97,7 @@ def _decompress(arguments: argparse.Namespace) -> None:
     with _blaming(arguments.input):
         from jaxsparse import container
 
-        data = arguments.input.read_bytes()
+        data = container.read(arguments.input)
         container.describe(data)
         with _importing():
             from jaxsparse import audio, codec
@@ -113,7 +113,7 @@ def _info(arguments: argparse.Namespace) -> None:
     with _blaming(arguments.input):
         from jaxsparse import container
 
-        description = container.describe(arguments.input.read_bytes())
+        description = container.describe(container.read(arguments.input))
     print(json.dumps(description, indent=2) if arguments.json else _table(description))
 
 
@@ -235,14 +235,20 @@ def _one_line(text: str) -> str:
 
 @contextmanager
 def _progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, and nothing elsewhere."""
+    """A bar on a terminal where there are several segments, and nothing elsewhere."""
     from tqdm import tqdm
 
-    with tqdm(desc=description, unit="segment", disable=None, leave=False) as bar:
+    with ExitStack() as stack:
+        bar = None
 
         def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            nonlocal bar
+            if bar is None and total > 1:
+                bar = stack.enter_context(
+                    tqdm(desc=description, total=total, unit="segment", disable=None, leave=False)
+                )
+            if bar is not None:
+                bar.update(done - bar.n)
 
         yield advance
 

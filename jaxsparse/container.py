@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import constriction
@@ -328,6 +329,19 @@ def pack(header: Header, parts: Iterable[Parts]) -> bytes:
     return bytes(data)
 
 
+def read(path: Path) -> bytes:
+    """Reads a file that begins as a ``.jsac`` file does; of any other only the first bytes.
+
+    Raises:
+        ContainerError: If it begins otherwise.
+        OSError: If it can't be read.
+    """
+    with open(path, "rb") as file:
+        start = file.read(len(_MAGIC))
+        _check_magic(start)
+        return start + file.read()
+
+
 def unpack(data: bytes) -> Container:
     """Takes a file apart and checks all of its checksums; decodes nothing.
 
@@ -434,10 +448,14 @@ def _pack_header(header: Header, file_size: int) -> bytes:
     return packed + _CRC.pack(zlib.crc32(packed))
 
 
-def _unpack_header(data: bytes) -> tuple[Header, int]:
-    """The header, and where it ends."""
+def _check_magic(data: bytes) -> None:
     if not data.startswith(_MAGIC[: len(data)]) or not data:
         raise ContainerError("not a .jsac file")
+
+
+def _unpack_header(data: bytes) -> tuple[Header, int]:
+    """The header, and where it ends."""
+    _check_magic(data)
     if len(data) < _PREFIX.size:
         raise ContainerError("the file ends in its header")
     _, version, size = _PREFIX.unpack_from(data)

@@ -1,19 +1,22 @@
 """The command line: the round trip, and one line and nothing left behind for every bad input."""
 
 import errno
+import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 
 import jaxsparse
-from jaxsparse import audio, codec, container
+from jaxsparse import _scoring, audio, cli, codec, container
 from jaxsparse.cli import main
 
 SAMPLE_RATE = 22_050
@@ -235,6 +238,51 @@ def test_damaged_files(compressed, tmp_path, capsys, no_codec):
         assert line.startswith(f"jaxsparse: {path}: ")
         assert refusal(capsys, ["info", path]) == line
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(damaged)
+
+
+@pytest.mark.parametrize("command", ["info", "decompress"])
+def test_large_files_of_another_kind_are_refused_unread(command, tmp_path, capsys, no_codec):
+    path = tmp_path / "large.wav"
+    path.write_bytes(b"RIFF")
+    os.truncate(path, 2**36)
+    arguments = [command, path, *[tmp_path / "out.wav"] * (command == "decompress")]
+    tracemalloc.start()
+    line = refusal(capsys, arguments)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert line == f"jaxsparse: {path}: not a .jsac file\n"
+    assert peak < 10e6
+
+
+@pytest.mark.parametrize("total", [1, 3])
+def test_progress_is_shown_for_several_segments(total, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with cli._progress("compressing") as progress:
+        for done in range(total + 1):
+            time.sleep(0.12)  # the bar isn't drawn more often than every 0.1 s
+            progress(done, total)
+    shown = terminal.getvalue()
+    assert ("0/3" in shown and "3/3" in shown) if total > 1 else shown == ""
+
+
+def test_a_worker_whose_caller_left_ends_quietly():
+    job = _scoring.Job("stoi", np.zeros(10), np.zeros(10), 16_000)
+    request = pickle.dumps(tuple(job))
+    for sent in (request, request + request[:-20], request[:-20]):
+        with subprocess.Popen(
+            [sys.executable, "-P", _scoring.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as worker:
+            assert worker.stdin and worker.stdout and worker.stderr
+            worker.stdout.close()
+            worker.stdin.write(sent)
+            worker.stdin.close()
+            assert worker.stderr.read() == b""
+        assert worker.returncode == 0
 
 
 def test_disk_full(compressed, tmp_path, capsys, monkeypatch):

@@ -85,7 +85,11 @@ def make_segment(header, channel, index, rng):
 
 def segments_of(header):
     """(channel, segment) in the order of the file."""
-    return list(np.ndindex(header.channels, header.n_segments))
+    return [
+        (channel, segment)
+        for channel in range(header.channels)
+        for segment in range(header.n_segments)
+    ]
 
 
 def make_file(header, seed=0):
