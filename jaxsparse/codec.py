@@ -36,8 +36,8 @@ _RANDOM_NETWORKS = {Fraction(percent, 100): f"random-{percent}" for percent in (
 _MIXED_RANGE = (Fraction(80, 100), Fraction(95, 100))
 # How far what is filled in may lie above the loudest kept bin. A network that sees what it was not
 # trained for may overshoot by tens of dB; true peaks that a random mask of sparsity 0.95 misses
-# are up to 4 dB above.
-_HEADROOM_DB = 6.0
+# are up to 4 dB above, and of 0.99 up to 12.
+_HEADROOM_DB = 12.0
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ def test_round_trip_is_bit_for_bit(path, params):
     assert_identical(loaded.params, params)
     assert loaded.apply is sparse_cnn(CONFIG).apply
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    network = loaded.card.pop("network")
     assert loaded.card == {**CARD, "sha256": digest, "halo": 1}
+    assert SparseCNNConfig(**network) == CONFIG
 
 
 def test_round_trip_of_odd_values_and_dtypes(tmp_path, params):
