@@ -65,7 +65,7 @@ def _pesq(job: Job) -> tuple[float, str | None]:
         except (PesqError, ValueError) as error:
             return np.nan, f"pesq refused the clip: {_message(error)}"
     if not scores:
-        return np.nan, "reference has no utterance"
+        return np.nan, "pesq found no utterance in reference or estimate"
     return float(np.mean(scores)), None
 
 
