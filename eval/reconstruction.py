@@ -326,7 +326,7 @@ def write(out: Path, rows: Iterable[Row], summary: dict[str, Any]) -> None:
     """Write rows.csv, summary.json and table.md."""
     out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="")
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         reasons = "; ".join(f"{metric}: {why}" for metric, why in row["reasons"].items())

@@ -211,7 +211,7 @@ class Log:
         path = self.settings.workdir / "log.csv"
         self.history = _rows_until(path, self.step)
         self._file: TextIO = path.open("w", newline="")
-        self._csv = csv.DictWriter(self._file, FIELDS)
+        self._csv = csv.DictWriter(self._file, FIELDS, lineterminator="\n")
         self._csv.writeheader()
         self._csv.writerows(self.history)
         self._seconds = float(self.history[-1]["seconds"]) if self.history else 0.0
