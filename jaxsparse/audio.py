@@ -276,7 +276,10 @@ def write_wav(
     scaled = np.clip(np.rint(samples * _PCM_SCALE), -_PCM_SCALE, _PCM_SCALE - 1)
     buffer = io.BytesIO()
     soundfile.write(buffer, scaled.astype(np.int16), sample_rate, format="WAV", subtype="PCM_16")
-    atomic_write(path, buffer.getbuffer())
+    # Released here: a view that an exception's traceback keeps alive crashes the collector of
+    # Python 3.12.1.
+    with buffer.getbuffer() as view:
+        atomic_write(path, view)
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
