@@ -40,7 +40,19 @@ def sparsity(mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
 def random_mask(
     key: PRNGKey, shape: tuple[int, ...], count: int | Int[Array, ""]
 ) -> Bool[Array, "..."]:
-    """Keeps `count` entries, drawn uniformly; batches are drawn by ``vmap`` over keys."""
+    """Keeps `count` entries, drawn uniformly; batches are drawn by ``vmap`` over keys.
+
+    Args:
+        key: Of the draw.
+        shape: Of the mask.
+        count: Number of ones, from 0 to the number of entries.
+
+    Returns:
+        A mask of that shape with exactly `count` ones.
+
+    Raises:
+        ValueError: If `count` is not in that range; a traced one is not checked.
+    """
     return _top_k(jax.random.bits(key, shape, jnp.uint32), count)
 
 
@@ -71,7 +83,7 @@ def project_to_count(
 
 
 def loudest_mask(spectrogram: Spectrogram, count: int | Int[Array, ""]) -> HardMask:
-    """Keeps the `count` loudest bins."""
+    """Keeps the `count` loudest bins of a spectrogram in dB, F by T; see `project_to_count`."""
     return project_to_count(spectrogram, count)
 
 
@@ -79,6 +91,17 @@ def mixed_mask(key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, "
     """Keeps the ``floor(count / 2)`` loudest bins and draws the others from the rest, uniformly.
 
     The loud half carries what is heard, the random half tells the network where the floor is.
+
+    Args:
+        key: Of the draw.
+        spectrogram: dB, F by T.
+        count: Number of ones, from 0 to F T.
+
+    Returns:
+        A mask, F by T, with exactly `count` ones.
+
+    Raises:
+        ValueError: If `count` is not in that range; a traced one is not checked.
     """
     _check_count(count, spectrogram.size)
     loudest = loudest_mask(spectrogram, count // 2)

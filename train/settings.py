@@ -54,7 +54,7 @@ class Settings:
     init_from: Path | None = None
     # Of parameters, masks, crops and the order of clips.
     seed: int = 0
-    # Goes on from the newest checkpoint in workdir.
+    # Goes on from the newest checkpoint in workdir; data must hold the same files.
     resume: bool = False
     # Makes an unusable audio file an error instead of skipping it.
     strict: bool = False
