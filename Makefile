@@ -17,7 +17,7 @@ MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types test-fast bench format pins clean
+.PHONY: help setup demo test lint types test-fast test-slow bench format pins clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ types: $(VENV)/.ready  ## Check types
 
 test-fast: $(VENV)/.ready  ## Run the tests alone
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.ready  ## Run the tests that take minutes: fifty kills, an hour of audio
+	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.ready  ## Time a training step against PyTorch, which is installed if absent
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(INSTALL) --constraint requirements.txt -e ".[benchmark]"
