@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxsparse.audio import resample, to_mono
-from jaxsparse.data.folder import check_files, find_audio, make_loader, read_segment
+from jaxsparse.data.folder import find_audio, read_segment
+from jaxsparse.data.loader import check_clips, make_loader
 from jaxsparse.errors import AudioError
 
 N = 400
@@ -148,7 +149,7 @@ def test_evaluation_reads_the_start_of_each_file_once_in_order(files):
         shuffle=False, random_offset=False, drop_remainder=False,
     )  # fmt: skip
     audio = [clip for batch in batches(loader) for clip in batch["audio"]]
-    assert len(audio) == len(loader.files) == 10
+    assert len(audio) == len(loader.clips) == 10
     for number, clip in enumerate(audio):
         np.testing.assert_array_equal(clip, np.pad(ramp(number), (0, 200)))
 
@@ -192,7 +193,7 @@ def test_workers_give_the_same_batches_skip_alike_and_resume_exactly(files, capl
         assert_same(first + rest, reference)
         iterator.set_state(state)
         assert_same(list(islice(iterator, 4)), rest)
-    assert list(loader.skipped) == [files[4]]
+    assert list(loader.skipped) == [str(files[4])]
     assert caplog.text.count(str(files[4])) == 1
 
 
@@ -208,15 +209,15 @@ def test_bad_files_are_named_skipped_and_counted(tmp_path, files, caplog):
     corrupt(good[2])
     missing = tmp_path / "missing.wav"
     with caplog.at_level(logging.WARNING):
-        usable, skipped = check_files([*bad, *good, missing])
-    assert usable == good[:2] + good[3:]
-    assert set(skipped) == {*bad, good[2], missing}
+        usable, skipped = check_clips([*bad, *good, missing])
+    assert [clip.name for clip in usable] == [str(path) for path in good[:2] + good[3:]]
+    assert set(skipped) == {str(path) for path in (*bad, good[2], missing)}
     for path, reason in skipped.items():
         assert f"{path}: {reason}" in caplog.text
-    assert skipped[tmp_path / "empty.wav"] == "the file is empty"
-    assert "truncated" in skipped[tmp_path / "cut.wav"]
-    assert "1000 of 1000 samples are NaN" in skipped[good[2]]
-    assert skipped[missing] == "No such file or directory"
+    assert skipped[str(tmp_path / "empty.wav")] == "the file is empty"
+    assert "truncated" in skipped[str(tmp_path / "cut.wav")]
+    assert "1000 of 1000 samples are NaN" in skipped[str(good[2])]
+    assert skipped[str(missing)] == "No such file or directory"
 
     loader = make_loader([*bad, *good, missing], batch_size=9, n_samples=N, seed=0, num_epochs=1)
     (batch,) = batches(loader)
@@ -247,23 +248,23 @@ def test_a_file_found_bad_while_reading_gives_way_to_the_next_one(files, caplog)
     got = batches(loader)
     assert_same(batches(make_loader(given_files, seed=2, **settings)), got)
 
-    assert loader.files == tuple(files)
+    assert [clip.name for clip in loader.clips] == [str(path) for path in files]
     indices = np.concatenate([batch["index"] for batch in got])
     counts = np.bincount(indices, minlength=10)
     # The last file's place is taken by the first one, in both epochs.
     np.testing.assert_array_equal(counts, [4, 2, 2, 2, 2, 2, 2, 2, 2, 0])
     assert all(np.isfinite(batch["audio"]).all() for batch in got)
-    assert set(loader.skipped) == {files[9], given_files[10]}
-    assert "1000 of 1000 samples are NaN" in loader.skipped[files[9]]
+    assert set(loader.skipped) == {str(files[9]), str(given_files[10])}
+    assert "1000 of 1000 samples are NaN" in loader.skipped[str(files[9])]
 
 
 def test_all_files_bad(files):
     loader = make_loader(files, batch_size=2, n_samples=N, seed=0)
     for path in files:
         corrupt(path)
-    with pytest.raises(AudioError, match="none of 10 files can be read any more"):
+    with pytest.raises(AudioError, match="none of 10 clips can be read any more"):
         batches(loader, 1)
-    with pytest.raises(AudioError, match="none of 10 files is usable"):
+    with pytest.raises(AudioError, match="none of 10 clips is usable"):
         make_loader(files, batch_size=2, n_samples=N, seed=0)
 
 
