@@ -704,18 +704,28 @@ def _encode_levels(
 ) -> bytes:
     if not mask.any():
         return b""
-    base = int(levels[mask].min())
-    span = int(levels[mask].max()) - base
-    two_classes = header.mask == "mixed" and chosen.any()
-    threshold = int(levels[chosen].min()) - base if two_classes else span
+    base, span, threshold = _range_of_levels(header, chosen, mask, levels)
     if span > header.max_span or not -(2**15) <= base < 2**15:
         raise ValueError(f"levels from {base} to {base + span} are out of range")
-    if two_classes and int(levels[mask & ~chosen].max(initial=base)) - base > threshold:
+    if int(levels[mask & ~chosen].max(initial=base)) - base > threshold:
         raise ValueError("a drawn bin is louder than a chosen one")
     coder = _Encoder()
     relative = np.where(mask, levels - base, 0)
     _code_levels(coder, header, relative, chosen, mask, threshold, span)
     return _LEVELS.pack(base, span, threshold) + coder.data()
+
+
+def _range_of_levels(
+    header: Header,
+    chosen: Bool[np.ndarray, "T F"],
+    mask: Bool[np.ndarray, "T F"],
+    levels: Int[np.ndarray, "T F"],
+) -> tuple[int, int, int]:
+    """The lowest level, and above it the highest one and the lowest one of a chosen bin."""
+    base = int(levels[mask].min())
+    span = int(levels[mask].max()) - base
+    two_classes = header.mask == "mixed" and chosen.any()
+    return base, span, int(levels[chosen].min()) - base if two_classes else span
 
 
 def _decode_levels(
@@ -737,6 +747,8 @@ def _decode_levels(
     coder = _Decoder(data[_LEVELS.size :], "values")
     _code_levels(coder, header, levels, chosen, mask, threshold, span)
     coder.finish()
+    if _range_of_levels(header, chosen, mask, levels) != (0, span, threshold):
+        raise ContainerError("the values part contradicts itself")
     return np.where(mask, levels + base, 0)
 
 

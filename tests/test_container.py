@@ -421,9 +421,11 @@ def test_tables_for_forged_levels_are_small(value_step_mdb):
     header = make_header(
         mask="random", sparsity="0.5", value_step_mdb=value_step_mdb, n_samples=10_000
     )
+    # The levels turn out to be lower than that, which is found at the end.
     values = struct.pack("<hHH", 0, header.max_span, 0)
     tracemalloc.start()
-    container.decode_segment(header, 0, 0, [b"", values, b"", b""])
+    with pytest.raises(ContainerError, match="contradicts"):
+        container.decode_segment(header, 0, 0, [b"", values, b"", b""])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
@@ -489,6 +491,30 @@ def test_forged_range_of_levels_is_refused_before_tables_are_made(span):
     parts[1] = struct.pack("<hHH", 0, span, 0) + parts[1][6:]
     with pytest.raises(ContainerError, match="contradicts"):
         container.decode_segment(header, 0, 0, parts)
+
+
+@pytest.mark.parametrize("mask", ["positions", "mixed", "random"])
+@pytest.mark.parametrize("changes", [(-1, 1, 1), (0, 1, 0), (0, 0, -1)])
+def test_range_that_the_levels_do_not_fill_is_refused(changes, mask):
+    """Base, span and threshold follow from the levels: there is one way to write them."""
+    header = small_header(mask=mask)
+    segment = make_segment(header, 0, 0, np.random.default_rng(0))
+    chosen, kept, levels = (np.array(array.T) for array in segment[:3])
+    base = levels[kept].min()
+    span = int(levels[kept].max() - base)
+    threshold = int(levels[chosen].min() - base) if mask == "mixed" else span
+
+    def code(low, span, threshold):
+        coder = container._Encoder()
+        relative = np.where(kept, levels - low, 0)
+        container._code_levels(coder, header, relative, chosen, kept, threshold, span)
+        parts = container.encode_segment(header, 0, 0, segment)
+        parts[1] = struct.pack("<hHH", low, span, threshold) + coder.data()
+        return container.decode_segment(header, 0, 0, parts)
+
+    assert same(code(base, span, threshold), segment)
+    with pytest.raises(ContainerError, match="contradicts"):
+        code(base + changes[0], span + changes[1], threshold + changes[2])
 
 
 @pytest.mark.parametrize("kind", range(4))
