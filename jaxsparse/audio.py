@@ -4,12 +4,12 @@ Arrays are float32 in [-1, 1), shaped [N, C]: samples by channels.
 """
 
 import contextlib
-import io
+import itertools
 import os
 import secrets
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -150,9 +150,10 @@ def read_frames(audio: soundfile.SoundFile, count: int) -> Float32[np.ndarray, "
       AudioError: the decoder fails, or a sample is NaN, infinite or beyond
         ``MAX_AMPLITUDE``.
     """
-    blocks = []
+    # Grows in place by an eighth at a time, where a list of blocks would be joined in a copy.
+    buffer = bytearray()
     done = 0
-    block_frames = max(1, _BLOCK_SAMPLES // audio.channels)
+    block_frames = _block_length(audio.channels)
     while done < count:
         try:
             block = audio.read(min(block_frames, count - done), dtype="float32", always_2d=True)
@@ -160,9 +161,9 @@ def read_frames(audio: soundfile.SoundFile, count: int) -> Float32[np.ndarray, "
             raise AudioError(f"the file is damaged or cut short: {_reason(error)}") from error
         if len(block) == 0:
             break
-        blocks.append(block)
+        buffer += block.data
         done += len(block)
-    samples = np.concatenate(blocks) if blocks else np.zeros((0, audio.channels), np.float32)
+    samples = np.frombuffer(buffer, np.float32).reshape(-1, audio.channels)
     check_usable(samples)
     return samples
 
@@ -176,14 +177,33 @@ def check_usable(samples: Float[np.ndarray, "N C"]) -> None:
     Raises:
       AudioError: one is NaN, infinite or beyond ``MAX_AMPLITUDE``.
     """
-    # False for NaN too.
-    usable = np.abs(samples) <= MAX_AMPLITUDE
-    if not usable.all():
-        bad = usable.size - int(usable.sum())
-        first = int(np.argmin(usable.all(axis=1)))
+    bad, first = 0, -1
+    for start, block in _blocks(samples):
+        # False for NaN too.
+        usable = np.abs(block) <= MAX_AMPLITUDE
+        if not usable.all():
+            bad += usable.size - int(usable.sum())
+            first = start + int(np.argmin(usable.all(axis=1))) if first < 0 else first
+    if bad:
         raise AudioError(
-            f"{bad} of {usable.size} samples are NaN, infinite or too large, the first at {first}"
+            f"{bad} of {samples.size} samples are NaN, infinite or too large, the first at {first}"
         )
+
+
+def _blocks(
+    samples: Float[np.ndarray, "N C"], growth: int = 1
+) -> Iterator[tuple[int, Float[np.ndarray, "M C"]]]:
+    """Yields pieces and the index of their first sample: copies of these are small.
+
+    So are those that are `growth` times as long.
+    """
+    length = _block_length(samples.shape[1] * growth)
+    for start in range(0, len(samples), length):
+        yield start, samples[start : start + length]
+
+
+def _block_length(channels: int) -> int:
+    return max(1, _BLOCK_SAMPLES // max(1, channels))
 
 
 def read_audio(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "N C"], int]:
@@ -246,10 +266,18 @@ def resample(
         raise ValueError(f"sample rates must be positive, not {from_rate} and {to_rate}")
     if from_rate == to_rate:
         return samples
-    length = resampled_length(len(samples), from_rate, to_rate)
+    shape = resampled_length(len(samples), from_rate, to_rate), samples.shape[1]
+    resampled = np.empty(shape, np.float32)
+    stream = soxr.ResampleStream(from_rate, to_rate, shape[1], dtype="float32", quality="HQ")
     # soxr rounds the length; one more sample of the output makes it at least the one wanted.
-    padded = np.pad(samples, ((0, -(-from_rate // to_rate)), (0, 0)))
-    return soxr.resample(padded, from_rate, to_rate, quality="HQ")[:length]
+    end = np.zeros((-(-from_rate // to_rate), shape[1]), np.float32)
+    done = 0
+    pieces = _blocks(samples, growth=-(-to_rate // from_rate))
+    for block in itertools.chain((block for _, block in pieces), (end,)):
+        piece = stream.resample_chunk(np.ascontiguousarray(block), last=block is end)
+        resampled[done : done + len(piece)] = piece[: len(resampled) - done]
+        done += len(piece)
+    return resampled
 
 
 def write_wav(
@@ -273,13 +301,20 @@ def write_wav(
     check_usable(samples)
     if samples.size > MAX_WAV_SAMPLES:
         raise AudioError(f"{len(samples)} samples are too many for a WAV file")
-    scaled = np.clip(np.rint(samples * _PCM_SCALE), -_PCM_SCALE, _PCM_SCALE - 1)
-    buffer = io.BytesIO()
-    soundfile.write(buffer, scaled.astype(np.int16), sample_rate, format="WAV", subtype="PCM_16")
-    # Released here: a view that an exception's traceback keeps alive crashes the collector of
-    # Python 3.12.1.
-    with buffer.getbuffer() as view:
-        atomic_write(path, view)
+    _atomic_write(path, _wav_bytes(samples, sample_rate))
+
+
+def _wav_bytes(samples: Float[np.ndarray, "N C"], sample_rate: int) -> Iterator[bytes]:
+    """The header of "Multimedia Programming Interface and Data Specifications 1.0", and blocks."""
+    channels = samples.shape[1]
+    frame, size = 2 * channels, 2 * samples.size
+    layout = (1, channels, sample_rate, frame * sample_rate, frame, 16)
+    form = struct.pack("<4s4sIHHIIHH", b"WAVE", b"fmt ", 16, *layout)
+    yield struct.pack("<4sI", b"RIFF", len(form) + 8 + size) + form
+    yield struct.pack("<4sI", b"data", size)
+    for _, block in _blocks(samples):
+        scaled = np.clip(np.rint(block * _PCM_SCALE), -_PCM_SCALE, _PCM_SCALE - 1)
+        yield scaled.astype("<i2").tobytes()
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
@@ -296,16 +331,21 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
       OSError: the directory is missing or not writable, the disk is full, the target is a
         directory. The temporary file is removed.
     """
+    _atomic_write(path, (data,))
+
+
+def _atomic_write(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -> None:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
     if target.exists() and not target.is_file():
-        target.write_bytes(data)
+        with open(target, "wb") as file:
+            file.writelines(parts)
         return
     temporary = target.with_name(f".jaxsparse-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -177,7 +177,7 @@ def compress(
     if progress is not None:
         progress(0, header.channels * header.n_segments)
     for channel in range(header.channels):
-        signal = samples[:, channel : channel + 1].astype(np.float32)
+        signal = samples[:, channel : channel + 1].astype(np.float32, copy=False)
         signal = audio.resample(signal, sample_rate, header.coded_rate)[:, 0]
         for index, (db, phase) in enumerate(_analyse(signal, header)):
             segment = _quantize(header, channel, index, db, phase, find_mask)
@@ -267,18 +267,28 @@ def _analyse(
 ) -> Iterator[tuple[Float32[np.ndarray, "F T"], Float32[np.ndarray, "F T"]]]:
     """Yields dB and phase of each segment of the centred transform of the whole signal."""
     half = header.n_fft // 2
-    signal = np.pad(signal, (0, max(half + 1 - len(signal), 0)))
-    signal = np.pad(signal, half, mode="reflect")
+    if len(signal) <= half:
+        signal = np.pad(signal, (0, half + 1 - len(signal)))
     config = _frames_config(header)
-    length = _chunk_length(header)
     for index in range(header.n_segments):
-        start = index * header.frames_per_segment * header.hop_length
-        chunk = np.zeros(length, np.float32)
-        piece = signal[start : start + length]
-        chunk[: len(piece)] = piece
+        start = index * header.frames_per_segment * header.hop_length - half
+        chunk = _mirrored(signal, start, _chunk_length(header), half)
         n_frames = header.segment_shape(index)[1]
         db, phase = _transform(chunk, n_frames, config)
         yield np.asarray(db)[:, :n_frames], np.asarray(phase)[:, :n_frames]
+
+
+def _mirrored(
+    signal: Float32[np.ndarray, " N"], start: int, length: int, margin: int
+) -> Float32[np.ndarray, " M"]:
+    """A part of a signal that is mirrored at its ends as far as `margin`, with zeros after that."""
+    last = len(signal) - 1
+    places = np.arange(start, start + length)
+    within = places <= last + margin
+    places = np.abs(places[within])
+    part = np.zeros(length, np.float32)
+    part[within] = signal[np.minimum(places, 2 * last - places)]
+    return part
 
 
 @functools.partial(jax.jit, static_argnames="config")

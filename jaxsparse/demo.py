@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float32
 
 from jaxsparse import audio, codec, container, demo_page
 from jaxsparse.demo_page import Clip, Coded
+from jaxsparse.errors import AudioError
 from jaxsparse.metrics import Metric, ScorePool, mse
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
@@ -101,12 +102,12 @@ def _clip(path: Path | None, folder: Path) -> tuple[Clip, Float32[np.ndarray, " 
     if path is None:
         with resources.as_file(resources.files("jaxsparse") / "assets" / "sentence.flac") as asset:
             samples, sample_rate = audio.read_audio(asset)
+            n_samples = len(samples)
     else:
-        samples, sample_rate = audio.read_audio(path)
+        samples, sample_rate, n_samples = _start(path)
     changes = []
-    if len(samples) > MAX_SECONDS * sample_rate:
-        changes.append(f"the first {MAX_SECONDS} of {len(samples) / sample_rate:.0f} seconds")
-        samples = samples[: MAX_SECONDS * sample_rate]
+    if n_samples > len(samples):
+        changes.append(f"the first {MAX_SECONDS} of {n_samples / sample_rate:.0f} seconds")
     if samples.shape[1] > 1:
         changes.append(f"{samples.shape[1]} channels mixed down to one")
         samples = audio.to_mono(samples)[:, None]
@@ -126,6 +127,16 @@ def _clip(path: Path | None, folder: Path) -> tuple[Clip, Float32[np.ndarray, " 
         changes=changes,
     )
     return clip, samples[:, 0]
+
+
+def _start(path: Path) -> tuple[Float32[np.ndarray, "N C"], int, int]:
+    """Samples of the first `MAX_SECONDS` of a file, its rate, and how many it has in all."""
+    with audio.open_audio(path) as file:
+        wanted = min(file.frames, MAX_SECONDS * file.samplerate)
+        samples = audio.read_frames(file, wanted)
+        if len(samples) < wanted:
+            raise AudioError(f"the file is truncated: {len(samples)} of {wanted} samples")
+        return samples, file.samplerate, file.frames
 
 
 def _code(

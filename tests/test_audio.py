@@ -3,16 +3,25 @@ import os
 import resource
 import stat
 import struct
+import tracemalloc
 from math import ceil
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsparse.audio import atomic_write, read_audio, resample, to_mono, write_wav
+from jaxsparse.audio import (
+    atomic_write,
+    check_usable,
+    read_audio,
+    resample,
+    to_mono,
+    write_wav,
+)
 from jaxsparse.errors import AudioError
 
 RATE = 16_000
@@ -66,6 +75,48 @@ def test_sixteen_bits_survive_reading_and_writing(tmp_path_factory, samples, rat
     again, again_rate = soundfile.read(path, dtype="int16", always_2d=True)
     assert again_rate == rate
     np.testing.assert_array_equal(again, samples)
+
+
+@pytest.mark.parametrize(("n_samples", "n_channels"), [(1, 1), (700_001, 2), (9, 6)])
+def test_written_bytes_are_those_of_libsndfile(tmp_path, n_samples, n_channels):
+    samples = tone(n_samples, n_channels)
+    write_wav(tmp_path / "a.wav", samples, 44_100)
+    steps = np.rint(samples * 2**15).astype(np.int16)
+    assert (tmp_path / "a.wav").read_bytes() == encoded(steps, "WAV", "PCM_16", 44_100)
+
+
+def test_long_audio_is_not_copied(tmp_path):
+    """What is read takes an eighth more than its samples, and nothing else grows with them."""
+
+    def peak(call, *arguments):
+        tracemalloc.start()
+        made = call(*arguments)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return made, used
+
+    # Far more than the 30 MB that blocks may take.
+    samples = np.tile(tone(1_000_000), (20, 1))
+    _, used = peak(write_wav, tmp_path / "long.wav", samples, RATE)
+    assert used < 30e6
+    (read, _), used = peak(read_audio, tmp_path / "long.wav")
+    assert used < 1.2 * samples.nbytes + 30e6
+    resampled, used = peak(resample, read, RATE, 8_000)
+    assert used < resampled.nbytes + 30e6
+    read[15_000_000, 1] = np.nan
+    with pytest.raises(AudioError, match=r"1 of 40000000 samples .* at 15000000$"):
+        check_usable(read)
+
+
+@pytest.mark.parametrize(("from_rate", "to_rate"), [(96_000, RATE), (RATE, 44_100), (1_000, RATE)])
+def test_resampling_in_blocks_is_resampling_at_once(from_rate, to_rate):
+    samples = tone(3_000_000, 1, from_rate)
+    resampled = resample(samples, from_rate, to_rate)
+    at_once = soxr.resample(samples, from_rate, to_rate, quality="HQ")
+    assert abs(len(resampled) - len(at_once)) <= 1
+    # The end, where the samples differ by which zeros follow, is the filter's.
+    inside = min(len(resampled), len(at_once)) - 2_000
+    np.testing.assert_array_equal(resampled[:inside], at_once[:inside])
 
 
 def test_write_rounds_halves_to_even_and_clips(tmp_path):

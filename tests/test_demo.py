@@ -4,11 +4,13 @@ import base64
 import io
 import json
 import re
+import tracemalloc
 from html.parser import HTMLParser
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from matplotlib.image import imread
 
 from jaxsparse import audio, codec, demo, demo_page
@@ -176,6 +178,23 @@ def test_scores_are_those_of_the_files(made):
     spectrograms = [np.asarray(log_power(stft(jnp.asarray(x[:, 0])))) for x in (samples, original)]
     mse = np.mean((spectrograms[0] - spectrograms[1]) ** 2)
     assert figures["masks"][name]["scores"]["mse"] == pytest.approx(mse, rel=1e-4)
+
+
+def test_only_the_start_of_a_long_file_is_read(tmp_path):
+    """Whatever comes later, if it is an hour of it or cannot be used, costs and hurts nothing."""
+    with soundfile.SoundFile(tmp_path / "hour.wav", "w", 16_000, 1, "FLOAT") as file:
+        for minute in range(60):
+            file.write(
+                np.full(60 * 16_000, (minute + 1) / 128 if minute < 59 else np.nan, np.float32)
+            )
+    tracemalloc.start()
+    clip, samples = demo._clip(tmp_path / "hour.wav", tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert clip.changes == ["the first 20 of 3600 seconds"]
+    np.testing.assert_array_equal(samples, np.full(20 * 16_000, 1 / 128, np.float32))
+    # The whole file is 230 MB.
+    assert peak < 60e6
 
 
 def test_refused_without_force(made, capsys):
