@@ -1,24 +1,32 @@
-"""How well the networks fill in a spectrogram, over a folder of clips.
+"""How well masked spectrograms are filled in, over a set of clips.
 
-``python -m eval.reconstruction --data $JAXSPARSE_DATA/test`` takes the first 77,276 samples of each
-clip (zero-padded at the end), draws a mask of the kind each network is meant for from (seed, clip
-name), reconstructs with the original phases, and reports the MSE over all bins, PESQ in both bands
-and STOI as mean and standard error over the clips. The row "ceiling" is the dense dB spectrogram
-itself, with its 80 dB floor: what a perfect network would reach.
+``python -m eval.reconstruction --data $JAXSPARSE_DATA/test --out RUN`` takes the first 77,276
+samples of each clip (zero-padded at the end), draws masks from (seed, clip name), the same ones
+whatever the method, and fills in what they hide: with the networks, each at the sparsity that it is
+meant for, and with SciPy's interpolation between the kept bins. The sound is made with the original
+phases (all), with those of bins at most 60 to 75 dB below the loudest one (the others are 0), and
+by Griffin-Lim, which finds phases anew: with those of the kept bins given (kept) or none at all
+(none). The row "ceiling" is the dense dB spectrogram itself, with its 80 dB floor.
+
+MSE over all bins, PESQ in both bands, STOI and extended STOI are reported as mean and standard
+error over the clips, a clip's seeds averaged first. What can't be scored is listed with its reason.
+
+RUN gets rows.csv, summary.json, table.md and plots. A run that was stopped goes on where it was
+when the same command is given again. A clip takes about half a minute on two cores.
 """
 
-import csv
-import io
+import hashlib
+import itertools
 import json
 import math
 import sys
-import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -27,26 +35,44 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from eval import report
+from eval.report import GROUP, PHASES, SCORES, Phases
+from eval.rows import Row, RowFile
 from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
-from jaxsparse.data.folder import CLIP_SAMPLES, find_audio, portable_path, read_segment
-from jaxsparse.errors import AudioError
+from jaxsparse.data.clips import Clip, find_clips
+from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
+from jaxsparse.errors import AudioError, JaxsparseError
+from jaxsparse.interpolate import Interpolation, interpolate
 from jaxsparse.masks import count_observed, mixed_mask, random_mask
 from jaxsparse.metrics import Metric, Score, ScorePool, mse
-from jaxsparse.reconstruct import reconstruct_spectrogram, to_waveform
-from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.reconstruct import to_waveform
+from jaxsparse.spectrogram import db_to_amplitude, log_power, phase_mask
+from jaxsparse.stft import STFTConfig, griffin_lim, stft
 from jaxsparse.types import SAMPLE_RATE
 
-SCORES: tuple[Metric, ...] = ("pesq_nb", "pesq_wb", "stoi")
-GROUP: tuple[str, ...] = ("network", "mask", "sparsity", "keep_observed")
-COLUMNS: tuple[str, ...] = (*GROUP, "clip", "seed", "mse", *SCORES, "reasons")
+CONFIG = STFTConfig()
+COLUMNS: dict[str, Callable[[str], Any]] = {
+    "clip": str,
+    "seed": int,
+    "method": str,
+    "mask": str,
+    "sparsity": float,
+    "keep_observed": lambda text: text == "True",
+    "phases": str,
+    "segments": int,
+    "phases_saved": float,
+    "mse": float,
+    **dict.fromkeys(SCORES, float),
+    "reasons": json.loads,
+}
+# Settings that a resumed run may change: they don't decide on any value.
+NOT_IDENTITY = ("data", "out", "workers", "batch", "json")
 # Bounds the waveforms in memory while the scores are slower than the device.
 MAX_PENDING = 64
 
-Row: TypeAlias = dict[str, Any]
 MaskKind: TypeAlias = Literal["random", "mixed"]
-Fill: TypeAlias = Callable[[jax.Array, jax.Array, bool], jax.Array]
+Fill: TypeAlias = Callable[[jax.Array, jax.Array], Any]
 
 
 @dataclass(frozen=True)
@@ -54,7 +80,11 @@ class Settings:
     """Settings of a reconstruction evaluation."""
 
     data: Path
-    """Folder of clips, searched in depth."""
+    """Folder of clips, searched in depth, or a prepared data set."""
+    out: Path | None = None
+    """Folder for rows.csv, summary.json, table.md and plots; a run in it is resumed."""
+    split: str | None = None
+    """Split of a prepared data set."""
     networks: tuple[str, ...] = pretrained.NAMES
     """Shipped networks to evaluate."""
     params: Path | None = None
@@ -63,89 +93,144 @@ class Settings:
     """Masks for --params; a shipped network's name says which it is meant for."""
     sparsity: float = 0.95
     """Sparsity for --params and for the network "mixed"."""
-    keep_observed: Literal["default", "yes", "no", "both"] = "default"
-    """Put the kept bins back; by default for mixed masks only."""
+    interpolations: tuple[Interpolation, ...] = ("nearest", "linear", "clough-tocher")
+    """Interpolations to compare with, on the networks' masks and with all phases."""
+    keep_observed: Literal["yes", "no", "both"] = "both"
+    """Put the kept bins back into a network's output; an interpolation has them anyway."""
+    phases: tuple[Phases, ...] = PHASES
+    """Where the phases come from."""
+    griffin_lim_iterations: int = 32
+    """Rounds of Griffin-Lim."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the masks."""
     n_samples: int = CLIP_SAMPLES
     """Length of a clip in samples at 16 kHz."""
+    whole: bool = False
+    """Score clips to their end, in segments of --n-samples, and average over these."""
     limit: int | None = None
-    """Only the first clips of the folder."""
+    """Only the first clips."""
     batch: int = 2
     """Clips in one call on the device."""
-    pesq: bool = True
+    scores: bool = True
     """PESQ and STOI too, not only the MSE."""
     workers: int | None = None
     """Processes that compute them; one for each CPU by default."""
-    out: Path | None = None
-    """Folder for rows.csv, summary.json and table.md."""
     json: bool = False
     """Print the JSON summary instead of the table."""
 
     def __post_init__(self) -> None:
         if not 0 < self.sparsity < 1:
             raise ValueError(f"sparsity {self.sparsity} is not between 0 and 1")
-        for name in ("limit", "batch", "n_samples", "workers"):
+        for name in ("limit", "batch", "n_samples", "workers", "griffin_lim_iterations"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1")
+        for name in ("seeds", "phases"):
+            if not (values := getattr(self, name)) or len(set(values)) < len(values):
+                raise ValueError(f"{name} needs at least one value, each of them once")
 
 
-class Task(NamedTuple):
-    """One row of the table, or two: a network with the masks that it is evaluated on.
+class Method(NamedTuple):
+    """What fills in spectrograms: the dense ones [B, F, T] and masks [B, F, T] to estimates.
 
-    `fill` maps a dense spectrogram [F, T], a key and whether to put the kept bins back to an
-    estimate [F, T].
+    `weights` is the SHA-256 of a network's.
     """
 
-    network: str
+    name: str
     mask: MaskKind | None
     sparsity: float
     keep_observed: tuple[bool, ...]
+    phases: tuple[Phases, ...]
     seeds: tuple[int, ...]
     fill: Fill
+    weights: str = ""
+
+
+class Segment(NamedTuple):
+    """A piece of a clip, [N]: one of `total`."""
+
+    clip: Clip
+    total: int
+    signal: np.ndarray
+
+
+class Pending(NamedTuple):
+    """A segment's part of a row, its scores still in the making."""
+
+    row: Row
+    scores: dict[Metric, Future[Score]]
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Evaluate, write what `settings.out` asks for, and return the summary."""
-    start = time.perf_counter()
-    files = find_audio(settings.data)[: settings.limit]
-    tasks = make_tasks(settings)
-    total = len(files) * sum(len(task.seeds) * len(task.keep_observed) for task in tasks)
-    with jax.default_matmul_precision("highest"), ScorePool(settings.workers) as pool:
-        scored = evaluate(settings, files, tasks, pool)
-        rows = list(tqdm(scored, total=total, unit="clip", disable=None))
+    """Evaluates, writes what `settings.out` asks for, and returns the summary.
+
+    Raises:
+        AudioError: If no clip can be read.
+        FileExistsError: If `settings.out` holds a run with other settings.
+        OSError: If the data can't be found or the results can't be written.
+    """
+    clips = find_clips(settings.data, settings.split)[: settings.limit]
+    methods = make_methods(settings)
+    out = settings.out and RowFile(settings.out, COLUMNS, _identity(settings, clips, methods))
+    rows = out.rows if out else []
+    total = len(clips) * sum(len(m.seeds) * len(m.keep_observed) * len(m.phases) for m in methods)
+    bar = tqdm(total=total, initial=len(rows), unit="row", disable=None)
+    with (
+        jax.default_matmul_precision("highest"),
+        ScorePool(settings.workers) as pool,
+        out or nullcontext(),
+        bar,
+    ):
+        done = {_key(row) for row in rows}
+        for row in evaluate(settings, clips, methods, pool, done):
+            out.add(row) if out else rows.append(row)
+            bar.update()
+    wanted = (_key(row) for clip in clips for method in methods for row in _empty(method, clip))
+    order = {key: place for place, key in enumerate(wanted)}
+    rows.sort(key=lambda row: order[_key(row)])
     summary = {
         "settings": _jsonable(asdict(settings)),
-        "clips": len(files),
+        "clips": len(clips),
         "backend": jax.default_backend(),
-        "seconds": round(time.perf_counter() - start, 1),
-        "groups": summarize(rows),
-        "unscored": unscored(rows),
+        "groups": report.summarize(rows, ("phases_saved", "mse", *_scores(settings))),
+        "unscored": report.unscored(rows),
     }
-    if settings.out:
-        write(settings.out, rows, summary)
+    if out and settings.out:
+        out.rewrite()
+        atomic_write(settings.out / "summary.json", json.dumps(summary, indent=1).encode())
+        atomic_write(settings.out / "table.md", report.table(summary).encode())
+        report.plot(summary, settings.out)
     return summary
 
 
-def make_tasks(settings: Settings) -> list[Task]:
-    """The ceiling, then each network with the masks that it is meant for."""
-    tasks = [Task("ceiling", None, 0.0, (False,), (0,), lambda dense, key, keep: dense)]
+def make_methods(settings: Settings) -> list[Method]:
+    """The ceiling, each network with the masks that it is meant for, and what to compare with."""
+    no_mask: tuple[Phases, ...] = tuple(phases for phases in settings.phases if phases != "kept")
+    methods = [Method("ceiling", None, 0.0, (False,), no_mask, (0,), lambda dense, _: dense)]
     networks: list[tuple[str, MaskKind, float]]
     if settings.params:
         networks = [(settings.params.stem, settings.mask, settings.sparsity)]
     else:
         networks = [(name, *purpose(name, settings.sparsity)) for name in settings.networks]
+    keep = {"yes": (True,), "no": (False,), "both": (False, True)}[settings.keep_observed]
     for name, mask, sparsity in networks:
-        apply, params, _ = (
+        apply, params, card = (
             pretrained.load_weights(settings.params)
             if settings.params
             else pretrained.load_pretrained(name)
         )
-        choices = {"yes": (True,), "no": (False,), "both": (False, True)}
-        keep = choices.get(settings.keep_observed, (mask == "mixed",))
-        fill = network_fill(apply, params, mask, sparsity)
-        tasks.append(Task(name, mask, sparsity, keep, settings.seeds, fill))
-    return tasks
+        fill = network_fill(apply, params)
+        methods.append(
+            Method(
+                name, mask, sparsity, keep, settings.phases, settings.seeds, fill, card["sha256"]
+            )
+        )
+    all_phases: tuple[Phases, ...] = ("all",)
+    masks = list(dict.fromkeys(network[1:] for network in networks))
+    for kind in settings.interpolations:
+        for mask, sparsity in masks:
+            fill = interpolation_fill(kind)
+            methods.append(Method(kind, mask, sparsity, (True,), all_phases, settings.seeds, fill))
+    return methods
 
 
 def purpose(name: str, sparsity: float) -> tuple[MaskKind, float]:
@@ -154,92 +239,191 @@ def purpose(name: str, sparsity: float) -> tuple[MaskKind, float]:
     return ("random", int(percent) / 100) if kind == "random" else ("mixed", sparsity)
 
 
-def network_fill(apply: Callable, params: Any, mask: MaskKind, sparsity: float) -> Fill:
-    """Draw a mask from the key, and reconstruct what it hides."""
+def network_fill(apply: Callable, params: Any) -> Fill:
+    """A network as a compiled function of a batch."""
+    return jax.jit(lambda dense, observed: jax.vmap(apply, (None, 0, 0))(params, dense, observed))
 
-    def fill(dense: jax.Array, key: jax.Array, keep: bool) -> jax.Array:
-        count = count_observed(dense.shape, sparsity)
-        if mask == "mixed":
-            observed = mixed_mask(key, dense, count)
-        else:
-            observed = random_mask(key, dense.shape, count)
-        return reconstruct_spectrogram(apply, params, dense, observed, keep_observed=keep)
+
+def interpolation_fill(kind: Interpolation) -> Fill:
+    """An interpolation of each clip, on the host."""
+
+    def fill(dense: jax.Array, observed: jax.Array) -> np.ndarray:
+        pairs = zip(*jax.device_get((dense, observed)), strict=True)
+        return np.stack([interpolate(values, mask, kind) for values, mask in pairs])
 
     return fill
 
 
 def mask_key(seed: int, clip: str) -> jax.Array:
     """Key of a clip's mask, so that methods are compared on the same masks."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(clip.encode()))
+    name = PurePosixPath(clip).stem
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def evaluate(
-    settings: Settings, files: Sequence[Path], tasks: Sequence[Task], pool: ScorePool
+    settings: Settings,
+    clips: Sequence[Clip],
+    methods: Sequence[Method],
+    pool: ScorePool,
+    done: set[tuple],
 ) -> Iterator[Row]:
-    """Rows of all clips, tasks and seeds, while the pool scores and the device goes on."""
-    steps = [_device_step(task, settings.n_samples) for task in tasks]
-    pending: deque[tuple[Row, dict[Metric, Future[Score]]]] = deque()
-    for first in range(0, len(files), settings.batch):
-        batch = files[first : first + settings.batch]
-        clips = [_read(file, settings.n_samples) for file in batch]
-        # The last batch is filled up, so that nothing is compiled anew.
-        signals = np.stack((clips * settings.batch)[: settings.batch])
-        names = ([file.stem for file in batch] * settings.batch)[: settings.batch]
-        for task, step in zip(tasks, steps, strict=True):
-            for seed in task.seeds:
-                keys = jnp.stack([mask_key(seed, name) for name in names])
-                errors, estimates = jax.device_get(step(signals, keys))
-                for clip, choice in np.ndindex(len(batch), len(task.keep_observed)):
-                    row = {
-                        "network": task.network,
-                        "mask": task.mask,
-                        "sparsity": task.sparsity,
-                        "keep_observed": task.keep_observed[choice],
-                        "clip": batch[clip].relative_to(settings.data).as_posix(),
-                        "seed": seed,
-                        "mse": float(errors[clip, choice]),
-                    }
-                    scores: dict[Metric, Future[Score]] = {
-                        metric: pool.submit(
-                            metric,
-                            reference=clips[clip],
-                            estimate=estimates[clip, choice],
-                            sample_rate=SAMPLE_RATE,
-                        )
-                        for metric in (SCORES if settings.pesq else ())
-                    }
-                    pending.append((row, scores))
-                while len(pending) > MAX_PENDING:
-                    yield _finished(*pending.popleft())
-    while pending:
-        yield _finished(*pending.popleft())
+    """Rows that are not `done` yet, while the pool scores and the device goes on."""
+    synthesize = make_synthesis(settings)
+    parts: dict[tuple, list[Row]] = {}
+    failed: list[Row] = []
+    queue: deque[Pending] = deque()
+
+    def finish(pending: Pending) -> Iterator[Row]:
+        rows = parts.setdefault(_key(pending.row), [])
+        rows.append(_finished(pending))
+        if len(rows) == pending.row["segments"]:
+            yield join(parts.pop(_key(pending.row)))
+
+    def segments() -> Iterator[Segment]:
+        for clip in clips:
+            missing = [row for m in methods for row in _empty(m, clip) if _key(row) not in done]
+            try:
+                if missing:
+                    yield from _read(settings, clip)
+            except (AudioError, OSError) as error:
+                why = getattr(error, "strerror", None) or str(error)
+                failed.extend(row | {"reasons": {"clip": why}} for row in missing)
+
+    left = segments()
+    while batch := list(itertools.islice(left, settings.batch)):
+        for pending in _process(settings, batch, methods, synthesize, pool, done):
+            queue.append(pending)
+            while len(queue) > MAX_PENDING:
+                yield from finish(queue.popleft())
+    while queue:
+        yield from finish(queue.popleft())
+    if len({row["clip"] for row in failed}) == len(clips):
+        raise AudioError(f"{settings.data}: no clip can be read: {failed[0]['reasons']['clip']}")
+    yield from failed
 
 
-def _device_step(task: Task, n_samples: int) -> Callable[[np.ndarray, jax.Array], Any]:
-    """Map signals [B, N] and keys [B] to MSE [B, K] and waveforms [B, K, N]; K put-back choices."""
-    config = STFTConfig()
-
-    def one(signal: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        spectrum = stft(signal, config)
-        dense = log_power(spectrum)
-        estimates = jnp.stack([task.fill(dense, key, keep) for keep in task.keep_observed])
-        waveforms = jax.vmap(
-            lambda estimate: to_waveform(estimate, jnp.angle(spectrum), config, length=n_samples)
-        )(estimates)
-        references = jnp.broadcast_to(dense, estimates.shape)
-        return mse(reference=references, estimate=estimates), waveforms
-
-    return jax.jit(jax.vmap(one))
+def _read(settings: Settings, clip: Clip) -> list[Segment]:
+    signal = clip.read(None if settings.whole else settings.n_samples)
+    starts = range(0, max(len(signal), 1), settings.n_samples)
+    pieces = [signal[start : start + settings.n_samples] for start in starts]
+    return [
+        Segment(clip, len(pieces), np.pad(piece, (0, settings.n_samples - len(piece))))
+        for piece in pieces
+    ]
 
 
-def _read(file: Path, n_samples: int) -> np.ndarray:
-    try:
-        return read_segment(file, n_samples)
-    except AudioError as error:
-        raise AudioError(f"{file}: {error}") from error
+def _process(
+    settings: Settings,
+    batch: Sequence[Segment],
+    methods: Sequence[Method],
+    synthesize: Callable,
+    pool: ScorePool,
+    done: set[tuple],
+) -> Iterator[Pending]:
+    """Reconstructs a batch in every way and hands the waveforms to the pool."""
+    # The last batch is filled up, so that nothing is compiled anew.
+    filled = (list(batch) * settings.batch)[: settings.batch]
+    spectra, dense = _analyze(np.stack([segment.signal for segment in filled]))
+    for method, seed in ((m, seed) for m in methods for seed in m.seeds):
+        rows = [[r for r in _empty(method, x.clip, seed) if _key(r) not in done] for x in batch]
+        if not any(rows):
+            continue
+        keys = jnp.stack([mask_key(seed, segment.clip.name) for segment in filled])
+        observed = draw(method.mask, method.sparsity, dense, keys)
+        estimates = method.fill(dense, observed)
+        for keep in method.keep_observed:
+            made = synthesize(spectra, dense, observed, estimates, keys, keep)
+            errors, saved, sounds = jax.device_get(made)
+            for i, segment in enumerate(batch):
+                for row in rows[i]:
+                    if row["keep_observed"] == keep:
+                        phases = row["phases"]
+                        values = {"mse": float(errors[i]), "phases_saved": float(saved[phases][i])}
+                        row |= {"segments": segment.total, **values}
+                        yield _submit(settings, segment, row, sounds[phases][i], pool)
 
 
-def _finished(row: Row, scores: dict[Metric, Future[Score]]) -> Row:
+@jax.jit
+def _analyze(signals: jax.Array) -> tuple[jax.Array, jax.Array]:
+    spectra = jax.vmap(lambda signal: stft(signal, CONFIG))(signals)
+    return spectra, jax.vmap(log_power)(spectra)
+
+
+def draw(mask: MaskKind | None, sparsity: float, dense: jax.Array, keys: jax.Array) -> jax.Array:
+    """Masks [B, F, T] of the exact count for spectrograms [B, F, T] and keys [B]."""
+    if mask is None:
+        return jnp.ones(dense.shape, bool)
+    return _draw(mask, dense, keys, count_observed(dense.shape[1:], sparsity))
+
+
+@jax.jit(static_argnums=0)
+def _draw(mask: MaskKind, dense: jax.Array, keys: jax.Array, count: jax.Array) -> jax.Array:
+    if mask == "mixed":
+        return jax.vmap(lambda key, x: mixed_mask(key, x, count))(keys, dense)
+    return jax.vmap(lambda key: random_mask(key, dense.shape[1:], count))(keys)
+
+
+def make_synthesis(settings: Settings) -> Callable:
+    """Builds what turns estimates [B, F, T] into MSE [B], phases saved [B] and sound [B, N]."""
+
+    def one(spectrum, dense, observed, estimate, key, keep):
+        estimate = jnp.where(observed & keep, dense, estimate)
+        error = mse(reference=dense[None], estimate=estimate[None])[0]
+        given = {phases: _given(phases, dense, observed) for phases in settings.phases}
+        angle = jnp.angle(spectrum)
+        sounds = {
+            phases: (
+                _find_phases(settings, estimate, angle, stored, jax.random.fold_in(key, 1))
+                if phases in ("kept", "none")
+                else to_waveform(
+                    estimate, jnp.where(stored, angle, 0), CONFIG, length=settings.n_samples
+                )
+            )
+            for phases, stored in given.items()
+        }
+        return error, {phases: 1 - stored.mean() for phases, stored in given.items()}, sounds
+
+    return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, 0, None)))
+
+
+def _given(phases: Phases, dense: jax.Array, observed: jax.Array) -> jax.Array:
+    """Bins whose phases the decoder has."""
+    if phases == "none":
+        return jnp.zeros(dense.shape, bool)
+    if phases == "kept":
+        return observed
+    return phase_mask(dense, None if phases == "all" else float(phases))
+
+
+def _find_phases(
+    settings: Settings, estimate: jax.Array, angle: jax.Array, stored: jax.Array, key: jax.Array
+) -> jax.Array:
+    magnitude = db_to_amplitude(estimate)
+    return griffin_lim(
+        magnitude,
+        CONFIG,
+        length=settings.n_samples,
+        n_iterations=settings.griffin_lim_iterations,
+        key=key,
+        known=magnitude * jnp.exp(1j * angle),
+        known_mask=stored,
+    )
+
+
+def _submit(
+    settings: Settings, segment: Segment, row: Row, sound: np.ndarray, pool: ScorePool
+) -> Pending:
+    scores: dict[Metric, Future[Score]] = {
+        metric: pool.submit(
+            metric, reference=segment.signal, estimate=sound, sample_rate=SAMPLE_RATE
+        )
+        for metric in _scores(settings)
+    }
+    return Pending(row, scores)
+
+
+def _finished(pending: Pending) -> Row:
+    row, scores = pending
     results = {metric: future.result() for metric, future in scores.items()}
     reasons = {metric: result.reason for metric, result in results.items() if result.reason}
     if not math.isfinite(row["mse"]):
@@ -248,111 +432,93 @@ def _finished(row: Row, scores: dict[Metric, Future[Score]]) -> Row:
     return row | values | {"reasons": reasons}
 
 
-def summarize(rows: Iterable[Row]) -> list[Row]:
-    """Mean and standard error over clips for each group; a clip's seeds are averaged first.
+def join(segments: Sequence[Row]) -> Row:
+    """A clip's row: the mean over its segments.
 
-    A clip of which any seed has no score is left out of that metric, and counted.
+    Segments whose reference has no score, as pauses have none, are left out of it; what is missing
+    for any other reason makes the clip's NaN.
     """
-    groups: dict[tuple, dict[str, list[Row]]] = {}
-    for row in rows:
-        clips = groups.setdefault(tuple(row[name] for name in GROUP), {})
-        clips.setdefault(row["clip"], []).append(row)
+    if len(segments) == 1:
+        return segments[0]
+    row = dict(segments[0], reasons={})
+    for metric in ("phases_saved", "mse", *SCORES):
+        counted = [s for s in segments if not s["reasons"].get(metric, "").startswith("reference")]
+        faults = [s["reasons"][metric] for s in counted or segments if metric in s["reasons"]]
+        row[metric] = float(np.mean([s[metric] for s in counted])) if counted else math.nan
+        if faults:
+            row["reasons"][metric] = f"{faults[0]} ({len(faults)} of {len(segments)} segments)"
+    return row
+
+
+def _scores(settings: Settings) -> tuple[Metric, ...]:
+    return SCORES if settings.scores else ()
+
+
+def _key(row: Row) -> tuple:
+    return (row["clip"], row["seed"], *(row[name] for name in GROUP))
+
+
+def _empty(method: Method, clip: Clip, seed: int | None = None) -> list[Row]:
+    """A clip's rows, of one seed or of all, before anything is known about it."""
+    seeds = method.seeds if seed is None else (seed,)
     return [
-        dict(zip(GROUP, group, strict=True))
-        | {
-            metric: _statistics([[row[metric] for row in clip] for clip in clips.values()])
-            for metric in ("mse", *SCORES)
-            if all(metric in row for clip in clips.values() for row in clip)
+        {
+            "clip": clip.name,
+            "seed": seed,
+            "method": method.name,
+            "mask": method.mask or "",
+            "sparsity": method.sparsity,
+            "keep_observed": keep,
+            "phases": phases,
+            "segments": 0,
+            **dict.fromkeys(("phases_saved", "mse", *SCORES), math.nan),
         }
-        for group, clips in groups.items()
+        for seed, keep, phases in itertools.product(seeds, method.keep_observed, method.phases)
+        if seed in method.seeds
     ]
 
 
-def _statistics(clips: Sequence[Sequence[float]]) -> dict[str, float | int | None]:
-    means = np.array([np.mean(seeds) for seeds in clips])
-    scored = means[np.isfinite(means)]
-    n = len(scored)
-    return {
-        "mean": float(scored.mean()) if n else None,
-        "standard_error": float(scored.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
-        "clips": n,
-        "unscored": len(means) - n,
+def _identity(
+    settings: Settings, clips: Sequence[Clip], methods: Sequence[Method]
+) -> dict[str, Any]:
+    """What decides on the rows' values, as JSON."""
+    names = "\n".join(clip.name for clip in clips)
+    values = {k: v for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
+    return _jsonable(values) | {
+        "clips": hashlib.sha256(names.encode()).hexdigest(),
+        "weights": {method.name: method.weights for method in methods if method.weights},
     }
 
 
-def unscored(rows: Iterable[Row]) -> list[Row]:
-    """Every value that is missing from a mean, with the reason."""
-    return [
-        {name: row[name] for name in (*GROUP, "clip", "seed")} | {"metric": metric, "reason": why}
-        for row in rows
-        for metric, why in row["reasons"].items()
-    ]
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The summary as Markdown."""
-    metrics = [metric for metric in ("mse", *SCORES) if metric in summary["groups"][0]]
-    titles = {"mse": "MSE (dB²)", "pesq_nb": "PESQ nb", "pesq_wb": "PESQ wb", "stoi": "STOI"}
-    header = ["network", "masks", "kept bins put back", *(titles[metric] for metric in metrics)]
-    lines = [header, ["---"] * len(header)]
-    for group in summary["groups"]:
-        masks = f"{group['mask']}, {group['sparsity']:.0%}" if group["mask"] else ""
-        keep = ("yes" if group["keep_observed"] else "no") if group["mask"] else ""
-        cells = (_cell(group[metric], 2 if metric == "mse" else 3) for metric in metrics)
-        lines.append([group["network"], masks, keep, *cells])
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    text += f"\n\n{summary['clips']} clips; mean and standard error over clips.\n"
-    if missing := summary["unscored"]:
-        text += f"\n{len(missing)} values are missing:\n\n"
-        metrics_of: dict[str, list[str]] = {}
-        for row in missing:
-            kept = ", kept bins put back" if row["keep_observed"] else ""
-            where = f"{row['clip']}, {row['network']}{kept}, seed {row['seed']}: {row['reason']}"
-            metrics_of.setdefault(where, []).append(row["metric"])
-        text += "".join(f"- {where} ({', '.join(names)})\n" for where, names in metrics_of.items())
-    return text
-
-
-def _cell(value: dict[str, Any], digits: int) -> str:
-    if value["mean"] is None:
-        return "none"
-    text = f"{value['mean']:.{digits}f}"
-    if value["standard_error"] is not None:
-        text += f" ± {value['standard_error']:.{digits}f}"
-    return text + (f" ({value['unscored']} clips missing)" if value["unscored"] else "")
-
-
-def write(out: Path, rows: Iterable[Row], summary: dict[str, Any]) -> None:
-    """Write rows.csv, summary.json and table.md."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        reasons = "; ".join(f"{metric}: {why}" for metric, why in row["reasons"].items())
-        writer.writerow(row | {"reasons": reasons})
-    atomic_write(out / "rows.csv", text.getvalue().encode())
-    atomic_write(out / "summary.json", json.dumps(summary, indent=1).encode())
-    atomic_write(out / "table.md", table(summary).encode())
-
-
-def _jsonable(settings: dict[str, Any]) -> dict[str, Any]:
+def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: portable_path(value) if isinstance(value, Path) else value
         for name, value in settings.items()
     }
 
 
-def main() -> None:
-    """Run from the command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs from the command line.
+
+    Returns:
+        0, 2 where something was refused, 130 after Ctrl-C.
+    """
     try:
-        settings = tyro.cli(Settings, description=__doc__)
-        summary = run(settings)
-    except (OSError, ValueError) as error:
+        settings = tyro.cli(Settings, description=__doc__, args=argv)
+    except ValueError as error:
         print(f"eval.reconstruction: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(json.dumps(summary, indent=1) if settings.json else table(summary))
+        return 2
+    try:
+        summary = run(settings)
+    except (JaxsparseError, OSError) as error:
+        print(f"eval.reconstruction: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("eval.reconstruction: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    print(json.dumps(summary, indent=1) if settings.json else report.table(summary))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

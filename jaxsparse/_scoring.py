@@ -30,7 +30,10 @@ class Job(NamedTuple):
 
 
 def score(job: Job) -> tuple[float, str | None]:
-    """Score of one clip, or NaN and the reason why it has none."""
+    """Score of one clip, or NaN and the reason why it has none.
+
+    A reason that begins with "reference" holds whatever the estimate is.
+    """
     for name, samples in (("reference", job.reference), ("estimate", job.estimate)):
         if samples.size == 0:
             return np.nan, f"{name} is empty"
@@ -44,10 +47,12 @@ def score(job: Job) -> tuple[float, str | None]:
 def _pesq(job: Job) -> tuple[float, str | None]:
     """Mean PESQ over equal segments of at most `PESQ_SEGMENT_SECONDS`.
 
-    Segments with a silent reference have no PESQ and are left out; whatever else cannot be scored
-    makes the whole clip NaN.
+    Segments whose reference is a pause have no PESQ and are left out; whatever else cannot be
+    scored makes the whole clip NaN.
     """
     from pesq import NoUtterancesError, PesqError, pesq
+
+    rate, band = job.sample_rate, job.metric[-2:]
 
     count = -(-job.reference.size // (PESQ_SEGMENT_SECONDS * job.sample_rate))
     references = np.array_split(job.reference, count)
@@ -59,21 +64,33 @@ def _pesq(job: Job) -> tuple[float, str | None]:
         if not np.any(estimate):
             return np.nan, "a segment of the estimate is silent"
         try:
-            scores.append(pesq(job.sample_rate, reference, estimate, job.metric[-2:]))
+            scores.append(pesq(rate, reference, estimate, band))
         except NoUtterancesError:
-            continue
+            if _is_speech(rate, reference, band):
+                return np.nan, "pesq finds no utterance in the estimate"
         except (PesqError, ValueError) as error:
             return np.nan, f"pesq refused the clip: {_message(error)}"
     if not scores:
-        return np.nan, "pesq found no utterance in reference or estimate"
+        return np.nan, "reference has no utterance that pesq finds"
     return float(np.mean(scores)), None
+
+
+def _is_speech(sample_rate: int, reference: np.ndarray, band: str) -> bool:
+    """Whether `pesq`, which does not say in which signal it finds no utterance, finds one here."""
+    from pesq import NoUtterancesError, pesq
+
+    try:
+        pesq(sample_rate, reference, reference, band)
+    except NoUtterancesError:
+        return False
+    return True
 
 
 def _stoi(job: Job) -> tuple[float, str | None]:
     from pystoi import stoi
 
     if job.reference.size < STOI_SECONDS * job.sample_rate:
-        return np.nan, f"clip is shorter than {STOI_SECONDS:.3f} s"
+        return np.nan, f"reference is shorter than {STOI_SECONDS:.3f} s"
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)
         try:
@@ -84,7 +101,7 @@ def _stoi(job: Job) -> tuple[float, str | None]:
                 extended=job.metric == "estoi",
             )
         except RuntimeWarning:
-            return np.nan, f"less than {STOI_SECONDS:.3f} s remain without the silent frames"
+            return np.nan, f"reference has less than {STOI_SECONDS:.3f} s without its silent frames"
     return float(value), None if np.isfinite(value) else "stoi is not finite"
 
 

@@ -1,0 +1,112 @@
+"""Rows of an evaluation in a CSV file that grows while it runs, so that it can be resumed."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO, TypeAlias
+
+from jaxsparse.audio import atomic_write
+
+Row: TypeAlias = dict[str, Any]
+
+
+class RowFile:
+    """``rows.csv`` and ``settings.json`` of a run's folder; a context.
+
+    A line that was cut off in the middle of its writing is dropped when the run is resumed.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        columns: Mapping[str, Callable[[str], Any]],
+        settings: Mapping[str, Any],
+    ) -> None:
+        """Opens a run's folder.
+
+        Args:
+            out: The folder.
+            columns: Names of the columns, and what turns a cell's text into its value.
+            settings: What decides on the rows' values, as JSON.
+
+        Raises:
+            FileExistsError: If the folder holds a run with other settings.
+            OSError: If the folder can't be read.
+        """
+        self.columns = columns
+        self.settings = json.loads(json.dumps(settings))
+        self.path = out / "rows.csv"
+        _check_settings(out / "settings.json", self.settings)
+        self.rows = self._read()
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> "RowFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def add(self, row: Row) -> None:
+        """Appends a row; with the first one the folder is made.
+
+        Raises:
+            OSError: If it can't be written; the file is named.
+        """
+        try:
+            file = self._file or self._open()
+            file.write(self._lines([row]))
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self.rows.append(row)
+
+    def _open(self) -> TextIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        settings = json.dumps(self.settings, indent=1)
+        atomic_write(self.path.with_name("settings.json"), settings.encode())
+        self.rewrite()
+        self._file = self.path.open("a", newline="")
+        return self._file
+
+    def rewrite(self) -> None:
+        """Writes the file anew, with the rows as they are and in their order."""
+        text = ",".join(self.columns) + "\n" + self._lines(self.rows)
+        atomic_write(self.path, text.encode())
+
+    def _read(self) -> list[Row]:
+        if not self.path.exists():
+            return []
+        text = self.path.read_text()
+        whole = text[: text.rfind("\n") + 1]
+        lines = csv.DictReader(io.StringIO(whole, newline=""))
+        return [{name: self.columns[name](cell) for name, cell in line.items()} for line in lines]
+
+    def _lines(self, rows: Iterable[Row]) -> str:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        for row in rows:
+            writer.writerow(
+                {
+                    name: json.dumps(value) if isinstance(value, dict) else value
+                    for name, value in row.items()
+                }
+            )
+        return text.getvalue()
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    if not path.exists():
+        if path.with_name("rows.csv").exists():
+            raise FileExistsError(
+                f"{path.parent} holds rows of another program: take another folder"
+            )
+        return
+    before = json.loads(path.read_text())
+    changed = [name for name in settings | before if settings.get(name) != before.get(name)]
+    if changed:
+        raise FileExistsError(
+            f"{path.parent} holds a run with another {', '.join(changed)}: take another folder"
+        )

@@ -1,0 +1,73 @@
+"""Interpolation between the kept bins, by SciPy: what a network has to beat."""
+
+import functools
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+from scipy.interpolate import (
+    CloughTocher2DInterpolator,
+    LinearNDInterpolator,
+    NearestNDInterpolator,
+)
+from scipy.spatial import Delaunay, QhullError
+from threadpoolctl import ThreadpoolController
+
+Interpolation = Literal["nearest", "linear", "clough-tocher"]
+_PIECEWISE = {"linear": LinearNDInterpolator, "clough-tocher": CloughTocher2DInterpolator}
+
+
+def interpolate(
+    spectrogram: Float[np.ndarray, "F T"],
+    mask: Bool[np.ndarray, "F T"],
+    method: Interpolation = "linear",
+) -> Float32[np.ndarray, "F T"]:
+    """Fills in the hidden bins from the kept ones around them, on the host.
+
+    A bin and a frame count as the same distance. Linear interpolation is over Delaunay triangles,
+    Clough-Tocher's cubic one over the same triangles with continuous slopes (Alfeld 1984), cut off
+    at the lowest and the highest kept level, which it can overshoot by far. Outside the kept bins'
+    convex hull, and where they don't span a triangle, the nearest one is taken.
+
+    Args:
+        spectrogram: dB; only its kept bins are used, and they come out as they are.
+        mask: True where a bin is kept.
+        method: The interpolation.
+
+    Returns:
+        dB.
+
+    Raises:
+        ValueError: If no bin is kept, a kept one is not finite, or the method is unknown.
+    """
+    if method != "nearest" and method not in _PIECEWISE:
+        raise ValueError(f"unknown interpolation {method!r}")
+    kept, hidden = np.argwhere(mask), np.argwhere(~mask)
+    values = spectrogram[mask].astype(np.float64)
+    if not len(kept):
+        raise ValueError("no bin is kept")
+    if not np.isfinite(values).all():
+        raise ValueError("a kept bin is not finite")
+    filled = np.full(len(hidden), np.nan)
+    if method != "nearest" and (triangles := _triangulate(kept)) is not None:
+        # SciPy solves a tiny system for each triangle; where other work is on the cores, BLAS's
+        # threads waiting for one another make that a hundred times slower.
+        with _threads().limit(limits=1, user_api="blas"):
+            filled = _PIECEWISE[method](triangles, values)(hidden)
+    outside = np.isnan(filled)
+    if outside.any():
+        filled[outside] = NearestNDInterpolator(kept, values)(hidden[outside])
+    result = spectrogram.astype(np.float32)
+    result[~mask] = filled.clip(values.min(), values.max())
+    return result
+
+
+_threads = functools.cache(ThreadpoolController)
+
+
+def _triangulate(points: np.ndarray) -> Delaunay | None:
+    try:
+        return Delaunay(points)
+    except (QhullError, ValueError):
+        # Fewer than three points, or all on a line.
+        return None
