@@ -226,8 +226,8 @@ def make_methods(settings: Settings) -> list[Method]:
         )
     all_phases: tuple[Phases, ...] = ("all",)
     masks = list(dict.fromkeys(network[1:] for network in networks))
-    for kind in settings.interpolations:
-        for mask, sparsity in masks:
+    for mask, sparsity in masks:
+        for kind in settings.interpolations:
             fill = interpolation_fill(kind)
             methods.append(Method(kind, mask, sparsity, (True,), all_phases, settings.seeds, fill))
     return methods

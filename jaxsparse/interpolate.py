@@ -49,7 +49,10 @@ def interpolate(
     if not np.isfinite(values).all():
         raise ValueError("a kept bin is not finite")
     filled = np.full(len(hidden), np.nan)
-    if method != "nearest" and (triangles := _triangulate(kept)) is not None:
+    triangles = None
+    if method != "nearest":
+        triangles = _triangulate(np.packbits(mask).tobytes(), mask.shape)
+    if triangles is not None:
         # SciPy solves a tiny system for each triangle; where other work is on the cores, BLAS's
         # threads waiting for one another make that a hundred times slower.
         with _threads().limit(limits=1, user_api="blas"):
@@ -65,9 +68,12 @@ def interpolate(
 _threads = functools.cache(ThreadpoolController)
 
 
-def _triangulate(points: np.ndarray) -> Delaunay | None:
+# Several interpolations of a mask share its triangles, which take longest; some 20 MB each.
+@functools.lru_cache(maxsize=8)
+def _triangulate(bits: bytes, shape: tuple[int, int]) -> Delaunay | None:
+    mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=shape[0] * shape[1]).reshape(shape)
     try:
-        return Delaunay(points)
+        return Delaunay(np.argwhere(mask))
     except (QhullError, ValueError):
         # Fewer than three points, or all on a line.
         return None
