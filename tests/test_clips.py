@@ -271,7 +271,15 @@ def test_a_damaged_record_is_one_clip_that_cannot_be_read(tmp_path, caplog):
     assert sorted(batch["index"]) == list(range(5))
 
 
-def test_a_prepared_clip_without_samples(tmp_path, prepared):
+def test_a_record_without_samples(tmp_path):
+    folder = prepare(tmp_path, samples=lambda number: pcm(number)[: 0 if number == 3 else None])
+    clips = find_clips(folder)
+    assert [clip.name for clip in clips][-1] == "train/000002"
+    with pytest.raises(AudioError, match="the clip holds no samples"):
+        clips[-1].read(10)
+
+
+def test_a_record_that_is_not_there(prepared):
     assert PreparedClip(prepared, "train", 0, "5.wav").read(10).shape == (10,)
     with pytest.raises(AudioError, match="the record is damaged"):
         PreparedClip(prepared, "train", 99, "a").read(10)

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 import tarfile
 import tempfile
@@ -665,4 +666,6 @@ def summary(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    # As after Ctrl-C, nothing stays behind; 128 + 15 is what a shell says of it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())
