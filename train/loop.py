@@ -1,12 +1,17 @@
 """The training loop: one jitted step with donated buffers, fresh masks per sample and step."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
+import hashlib
+import io
 import json
+import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -19,15 +24,19 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from jaxsparse import losses
-from jaxsparse.checkpoint import Checkpoints
-from jaxsparse.data.folder import find_audio, make_loader, portable_path
+from jaxsparse.audio import atomic_write
+from jaxsparse.checkpoint import Checkpoint, Checkpoints
+from jaxsparse.data.clips import Clip, FileClip, PreparedClip, find_clips
+from jaxsparse.data.folder import portable_path
+from jaxsparse.data.loader import Loader, make_loader
+from jaxsparse.errors import AudioError
 from jaxsparse.masks import count_observed, mixed_mask, random_mask
 from jaxsparse.nn.network import Params, SparseCNNConfig, n_parameters, sparse_cnn
 from jaxsparse.pretrained import load_weights, save_weights
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram, Waveform
-from train.settings import RECIPES, STFT, Settings
+from train.settings import RECIPES, STFT, Settings, SettingsError
 
 # Settings that a resumed run may change: they don't decide what is trained.
 NOT_IDENTITY = (
@@ -40,6 +49,8 @@ NOT_IDENTITY = (
     "picture_every",
     "tensorboard",
 )
+_log = logging.getLogger(__name__)
+
 FIELDS: tuple[str, ...] = ("step", "loss", "learning_rate", "samples_per_s", "seconds")
 
 
@@ -58,58 +69,99 @@ class Example(NamedTuple):
     mask: HardMask
 
 
-def train(settings: Settings, *, recipe: str = "thesis") -> Path:
+class Stopped(Exception):
+    """The run was asked to stop; what it has done is saved."""
+
+
+def train(
+    settings: Settings, *, recipe: str = "thesis", stop: Callable[[], bool] = lambda: False
+) -> Path:
     """Trains a network and writes it to ``workdir/network.safetensors`` with its card.
 
     Args:
         settings: The run's settings.
         recipe: Name of the recipe that they came from, for the card.
+        stop: Asked at the start and before every step whether to save and end.
 
     Returns:
         The path of the trained network.
 
     Raises:
+        Stopped: If `stop` said so; a resumed run ends as if it had never been stopped.
         FileExistsError: If `workdir` has checkpoints and `resume` is not set.
-        ValueError: If the run to resume had other settings.
-        FloatingPointError: If the loss is no longer finite; the last checkpoint stays.
+        SettingsError: If the run to resume had other settings or other data.
+        CheckpointError: If no checkpoint of the run to resume is good.
+        AudioError: If there is no usable audio.
+        FloatingPointError: If a loss or a parameter is no longer finite; the last checkpoint stays.
+        OSError: If something can't be read or written; the last checkpoint stays.
     """
-    files = find_audio(settings.data)
-    checkpoints = Checkpoints(settings.workdir / "checkpoints")
-    _check_workdir(checkpoints, settings)
-    loader = make_loader(
-        files,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        n_samples=settings.n_samples,
-        strict=settings.strict,
-        workers=settings.workers,
-        progress=sys.stderr.isatty(),
-    )
-    config = SparseCNNConfig(kernel_gradient=settings.kernel_gradient)
-    optimizer = make_optimizer(settings)
-    state = init_state(settings, config, optimizer)
-    step = make_step(settings, config, optimizer)
-    with closing(iter(loader)) as batches, closing(checkpoints):
-        if settings.resume and checkpoints.latest_step() is not None:
-            restored = checkpoints.restore(tuple(state))
-            state = TrainState(*restored.state)
-            batches.set_state(restored.data)
-        with Log(settings, first_step=int(state.step)) as log:
-            while log.step < settings.steps:
-                audio = next(batches)["audio"]
-                state, loss = step(state, audio)
-                log.add(loss)
-                if log.step % settings.checkpoint_every == 0 or log.step == settings.steps:
-                    log.flush()
-                    checkpoints.save(
-                        log.step, tuple(state), batches.get_state(), _identity(settings)
-                    )
-                if settings.picture_every and log.step % settings.picture_every == 0:
-                    _draw(settings, config, state.params, audio, log.step)
+    clips = find_clips(settings.data, settings.split)
+    with closing(Checkpoints(settings.workdir / "checkpoints")) as checkpoints:
+        found = _find_run(checkpoints, settings)
+        loader = _make_loader(settings, clips)
+        identity = {"settings": _identity(settings), "clips": fingerprint(loader.clips)}
+        if found:
+            _check_clips(found, identity["clips"], settings)
+            _log.info("resuming at step %d", found.step)
+        settings.workdir.mkdir(parents=True, exist_ok=True)
+        config = SparseCNNConfig(kernel_gradient=settings.kernel_gradient)
+        optimizer = make_optimizer(settings)
+        state = restore_state(found, settings, config, optimizer)
+        step = make_step(settings, config, optimizer)
+        # Processes that read ahead are started next, and they must be ended with the run.
+        if stop():
+            raise Stopped("stopped before the first step")
+        with closing(iter(loader)) as batches, Log(settings, found) as log:
+            if found:
+                batches.set_state(found.data["loader"])
+
+            def save(state: TrainState) -> None:
+                _check_finite(state, log.step)
+                data = {"loader": batches.get_state(), "log": log.state()}
+                checkpoints.save(log.step, tuple(state), data, identity)
+
+            draw = functools.partial(_draw, settings, config)
+            state = _run_steps(settings, state, step, batches, log, save=save, draw=draw, stop=stop)
     path = settings.workdir / "network.safetensors"
-    card = _card(settings, recipe, log.history, clips=len(loader.files), skipped=loader.skipped)
+    card = _card(settings, recipe, log.history, clips=len(loader.clips), skipped=loader.skipped)
     save_weights(path, state.params, config, {**card, "parameters": n_parameters(state.params)})
     return path
+
+
+def _run_steps(
+    settings: Settings,
+    state: TrainState,
+    step: Any,
+    batches: Iterator[dict[str, np.ndarray]],
+    log: "Log",
+    *,
+    save: Callable[[TrainState], None],
+    draw: Callable[[Params, np.ndarray, int], None],
+    stop: Callable[[], bool],
+) -> TrainState:
+    saved = log.step
+    try:
+        while log.step < settings.steps:
+            if stop():
+                if log.step != saved:
+                    save(state)
+                raise Stopped(
+                    f"stopped at step {log.step} of {settings.steps}, which is saved in "
+                    f"{settings.workdir}; the same command with --resume goes on"
+                )
+            audio = next(batches)["audio"]
+            state, loss = step(state, audio)
+            log.add(loss)
+            if log.step % settings.checkpoint_every == 0 or log.step == settings.steps:
+                log.flush()
+                save(state)
+                saved = log.step
+            if settings.picture_every and log.step % settings.picture_every == 0:
+                draw(state.params, audio, log.step)
+    except FloatingPointError as error:
+        kept = f"the checkpoint of step {saved} stays" if saved else "no checkpoint was made"
+        raise FloatingPointError(f"{settings.workdir}: {error}; {kept}") from None
+    return state
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -127,9 +179,24 @@ def init_state(
         loaded = load_weights(settings.init_from)
         same = SparseCNNConfig(**loaded.card["network"], kernel_gradient=config.kernel_gradient)
         if same != config:
-            raise ValueError(f"{settings.init_from} holds a network with other settings")
+            raise SettingsError(f"{settings.init_from} holds a network with other settings")
         params = loaded.params
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def restore_state(
+    found: Checkpoint | None,
+    settings: Settings,
+    config: SparseCNNConfig,
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """The state of a checkpoint; without one, that before the first step."""
+    if found is None:
+        return init_state(settings, config, optimizer)
+    fresh = dataclasses.replace(settings, init_from=None)
+    like = jax.eval_shape(lambda: tuple(init_state(fresh, config, optimizer)))
+    # Copied, since the step may overwrite its argument.
+    return TrainState(*jax.tree.map(jnp.array, found.restore(like)))
 
 
 def make_step(
@@ -199,22 +266,23 @@ class Log:
     Losses stay on the device until a line is due, so that steps are not waited for.
     """
 
-    def __init__(self, settings: Settings, *, first_step: int) -> None:
+    def __init__(self, settings: Settings, found: Checkpoint | None = None) -> None:
         self.settings = settings
-        self.step = first_step
-        self.history: list[dict[str, Any]] = []
-        self._pending: list[Array] = []
+        self.step = found.step if found else 0
+        # What is in the file belongs to a checkpoint as much as the parameters do.
+        before = found.data["log"] if found else {"rows": [], "pending": []}
+        self.history: list[dict[str, Any]] = before["rows"]
+        self._pending: list[Any] = [np.float32(loss) for loss in before["pending"]]
         self._start = self._last = time.perf_counter()
+        self._seconds = float(self.history[-1]["seconds"]) if self.history else 0.0
         self._schedule = _schedule(settings)
 
     def __enter__(self) -> "Log":
-        path = self.settings.workdir / "log.csv"
-        self.history = _rows_until(path, self.step)
-        self._file: TextIO = path.open("w", newline="")
+        self._path = self.settings.workdir / "log.csv"
+        self._file: TextIO = self._path.open("w", newline="", encoding="utf-8")
         self._csv = csv.DictWriter(self._file, FIELDS, lineterminator="\n")
         self._csv.writeheader()
-        self._csv.writerows(self.history)
-        self._seconds = float(self.history[-1]["seconds"]) if self.history else 0.0
+        self._write(*self.history)
         self._bar = tqdm(
             total=self.settings.steps, initial=self.step, desc="training", unit="step", disable=None
         )
@@ -230,9 +298,14 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._file.close()
+        self._close_file()
         if self._events is not None:
             self._events.close()
+
+    def state(self) -> dict[str, Any]:
+        """The lines and the losses that wait for the next one, as JSON values."""
+        pending = [float(loss) for loss in jax.device_get(self._pending)]
+        return {"rows": self.history, "pending": pending}
 
     def add(self, loss: Array) -> None:
         """Notes a step's loss, still on the device."""
@@ -246,11 +319,14 @@ class Log:
         """Writes a line for the steps since the last one.
 
         Raises:
-            FloatingPointError: If their loss is not finite.
+            FloatingPointError: If one of their losses is not finite.
+            OSError: If the line can't be written.
         """
         if not self._pending:
             return
-        loss = float(np.mean(jax.device_get(self._pending)))
+        losses_ = np.asarray(jax.device_get(self._pending), np.float32)
+        _check_losses(losses_, self.step)
+        loss = float(np.mean(losses_))
         now = time.perf_counter()
         rate = len(self._pending) * self.settings.batch_size / (now - self._last)
         row = {
@@ -261,34 +337,113 @@ class Log:
             "seconds": round(self._seconds + now - self._start, 1),
         }
         self._last, self._pending = now, []
-        if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {self.step}")
         self.history.append(row)
-        self._csv.writerow(row)
-        self._file.flush()
+        self._write(row)
         self._bar.set_postfix(loss=f"{loss:.2f}", samples_per_s=f"{rate:.1f}")
         if self._events is not None:
             for name in ("loss", "learning_rate", "samples_per_s"):
                 self._events.add_scalar(name, row[name], self.step)
 
+    def _write(self, *rows: dict[str, Any]) -> None:
+        try:
+            self._csv.writerows(rows)
+            self._file.flush()
+        except OSError as error:
+            error.filename = os.fspath(self._path)
+            self._close_file()
+            raise
 
-def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
-    """The lines of an earlier part of the run; those after its last checkpoint are left out."""
-    if not step or not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    def _close_file(self) -> None:
+        # What could not be written has been reported, and closing tries it once more.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
-def _check_workdir(checkpoints: Checkpoints, settings: Settings) -> None:
-    if checkpoints.latest_step() is None:
-        return
+def _check_losses(losses_: Float[np.ndarray, " S"], last_step: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses_))
+    if bad.size:
+        first = int(bad[0])
+        step = last_step - len(losses_) + 1 + first
+        raise FloatingPointError(f"the loss is {losses_[first]} at step {step}")
+
+
+def _check_finite(state: TrainState, step: int) -> None:
+    """A finite loss says nothing about the update that followed it."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.device_get(jax.tree.leaves(state))):
+        raise FloatingPointError(f"the parameters are not finite after step {step}")
+
+
+def _make_loader(settings: Settings, clips: Iterable[Clip]) -> Loader:
+    try:
+        return make_loader(
+            clips,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            n_samples=settings.n_samples,
+            strict=settings.strict,
+            workers=settings.workers,
+            progress=sys.stderr.isatty(),
+        )
+    except AudioError as error:
+        raise AudioError(f"{settings.data}: {error}") from error
+
+
+def _find_run(checkpoints: Checkpoints, settings: Settings) -> Checkpoint | None:
+    """The checkpoint to go on with."""
     if not settings.resume:
-        raise FileExistsError(f"{settings.workdir} holds a run; --resume goes on with it")
-    before, now = checkpoints.settings(), _identity(settings)
-    changed = [name for name in now if before.get(name) != now[name]]
+        if checkpoints.steps():
+            raise FileExistsError(f"{settings.workdir} holds a run; --resume goes on with it")
+        return None
+    found = checkpoints.newest()
+    if found is None:
+        return None
+    before, now = found.settings["settings"], _identity(settings)
+    changed = [
+        f"{name} ({before.get(name)}, now {now[name]})"
+        for name in now
+        if before.get(name) != now[name]
+    ]
     if changed:
-        raise ValueError(f"{settings.workdir} holds a run with another {', '.join(changed)}")
+        raise SettingsError(f"{settings.workdir} holds a run with another {', '.join(changed)}")
+    return found
+
+
+def _check_clips(found: Checkpoint, now: dict[str, Any], settings: Settings) -> None:
+    before = found.settings["clips"]
+    if before != now:
+        raise SettingsError(
+            f"{settings.workdir} holds a run on other data: {_described(before)}, and "
+            f"{settings.data} has {_described(now)}"
+        )
+
+
+def _described(clips: dict[str, Any]) -> str:
+    return f"{clips['count']} clips with fingerprint {clips['sha256'][:12]}"
+
+
+def fingerprint(clips: Iterable[Clip]) -> dict[str, Any]:
+    """Tells one set of clips from another by names and sizes, without reading them.
+
+    Args:
+        clips: In order.
+
+    Returns:
+        ``count``, and ``sha256`` over the clips' names and the sizes of their files in bytes; of a
+        prepared data set, those of all of its files.
+
+    Raises:
+        OSError: If a file is no longer there.
+    """
+    lines = []
+    directories = set()
+    for clip in clips:
+        size = clip.path.stat().st_size if isinstance(clip, FileClip) else None
+        lines.append([clip.name, size])
+        if isinstance(clip, PreparedClip):
+            directories.add(clip.directory)
+    shards = [[p.name, p.stat().st_size] for d in sorted(directories) for p in sorted(d.iterdir())]
+    digest = hashlib.sha256(json.dumps([lines, shards]).encode()).hexdigest()
+    return {"count": len(lines), "sha256": digest}
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
@@ -305,12 +460,12 @@ def _card(
     history: list[dict[str, Any]],
     *,
     clips: int,
-    skipped: dict[Path, str],
+    skipped: dict[str, str],
 ) -> dict[str, Any]:
     """What a user of the network should know about its making."""
     tail = [float(row["loss"]) for row in history[-max(1, 500 // settings.log_every) :]]
     return {
-        "data": f"{clips} files of {portable_path(settings.data)}; {len(skipped)} skipped",
+        "data": f"{clips} clips of {portable_path(settings.data)}; {len(skipped)} skipped",
         "data_note": settings.data_note,
         "command": _command(settings, recipe),
         "recipe": recipe,
@@ -357,4 +512,6 @@ def _draw(
         figure.colorbar(image, ax=axes, label="" if title == "mask" else "dB")
     directory = settings.workdir / "pictures"
     directory.mkdir(parents=True, exist_ok=True)
-    figure.savefig(directory / f"step-{step:06d}.png", dpi=80)
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", dpi=80)
+        atomic_write(directory / f"step-{step:06d}.png", buffer.getvalue())

@@ -1,39 +1,108 @@
-"""Trains a network: ``python -m train.main --data DIR --workdir RUN``."""
+"""Trains a network: ``python -m train.main --data DIR --workdir RUN``.
+
+SIGTERM and Ctrl-C end a run after the step it is at; what it has done is saved, and the same
+command with ``--resume`` goes on to the same network, bit for bit. A second one ends at once, and
+what the last checkpoint holds remains.
+
+Exit codes: 0 trained; 2 a fault, which one line on stderr names; 75 stopped by SIGTERM
+(``EX_TEMPFAIL``: run it again); 130 stopped by Ctrl-C.
+"""
 
 import argparse
 import functools
 import logging
+import os
+import signal
 import sys
-
-import tyro
+from types import FrameType
+from typing import Any
 
 from jaxsparse.errors import JaxsparseError
-from train.settings import RECIPES, Settings
+
+EXIT_CODES = {signal.SIGTERM: getattr(os, "EX_TEMPFAIL", 75), signal.SIGINT: 130}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags and trains; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    with StopSignals() as signals:
+        try:
+            return _train(argv, signals)
+        except (JaxsparseError, OSError, FloatingPointError) as error:
+            print(f"train: {error}", file=sys.stderr)
+            return 2
+
+
+class StopSignals:
+    """Turns the first SIGTERM or SIGINT into a request that the training loop asks for.
+
+    Until it has asked for the first time, a signal ends the process: nothing is lost then. The
+    second signal always does.
+    """
+
+    def __init__(self) -> None:
+        self._received: int = signal.SIGINT
+        self._requested = self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in EXIT_CODES:
+            # A shell's background jobs and nohup ignore some, and that should stay so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """What to leave with, by the signal that came."""
+        return EXIT_CODES[signal.Signals(self._received)]
+
+    def requested(self) -> bool:
+        """Whether the run should save and end; from the first call on, signals only set this."""
+        self._asked = True
+        return self._requested
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received, self._requested = number, True
+        if not self._asked:
+            # An exception would get lost, or become another, within an import of a C extension.
+            os.write(2, b"train: stopped before the first step\n")
+            os._exit(self.exit_code)
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+
+
+def _train(argv: list[str], signals: StopSignals) -> int:
+    # Imported here: they take seconds, in which a signal should already be heeded.
+    import tyro
+
+    from train.settings import RECIPES, Settings
+
     recipe_flag = argparse.ArgumentParser(add_help=False)
     recipe_flag.add_argument("--recipe", choices=sorted(RECIPES), default="thesis")
     chosen, rest = recipe_flag.parse_known_args(argv)
-    try:
-        settings = tyro.cli(
-            functools.partial(Settings, **RECIPES[chosen.recipe]),
-            prog="python -m train.main",
-            description=f"Trains a network. --recipe {{{','.join(sorted(RECIPES))}}} chooses the "
-            f"defaults; these are those of '{chosen.recipe}'.",
-            args=rest,
-        )
-        from train.loop import train
+    settings = tyro.cli(
+        functools.partial(Settings, **RECIPES[chosen.recipe]),
+        prog="python -m train.main",
+        description=f"Trains a network. --recipe {{{','.join(sorted(RECIPES))}}} chooses the "
+        f"defaults; these are those of '{chosen.recipe}'. SIGTERM or Ctrl-C saves the step that "
+        "was reached and ends with exit code 75 or 130, and --resume goes on from there; a second "
+        "one ends at once. A fault is named in one line, with exit code 2.",
+        args=rest,
+    )
+    from train.loop import Stopped, train
 
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        train(settings, recipe=chosen.recipe)
-    except (JaxsparseError, OSError, ValueError, FloatingPointError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        train(settings, recipe=chosen.recipe, stop=signals.requested)
+    except Stopped as stopped:
+        print(f"train: {stopped}", file=sys.stderr)
+        return signals.exit_code
     return 0
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from jaxsparse.errors import JaxsparseError
 from jaxsparse.nn.sparse_conv import KernelGradient
 from jaxsparse.stft import STFTConfig
 
@@ -16,16 +17,27 @@ POSITIVE = (
     "log_every",
     "checkpoint_every",
 )
+NOT_NEGATIVE = ("workers", "picture_every", "learning_rate", "weight_decay")
+
+
+class SettingsError(JaxsparseError):
+    """Settings out of range, or others than those of the run to go on with."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a training run; every recipe is one set of defaults."""
+    """Settings of a training run; every recipe is one set of defaults.
 
-    # Folder tree of audio files to train on.
+    Raises:
+        SettingsError: If one is out of range.
+    """
+
+    # Folder tree of audio files to train on, or a prepared tensorflow-datasets data set.
     data: Path
     # Where checkpoints, log.csv, pictures and the trained network go.
     workdir: Path
+    # Split of a prepared data set; by default `train`.
+    split: str | None = None
     # What the data are and under which licence, for the trained network's card.
     data_note: str = ""
     # Share of bins hidden: one value, or the two ends of a range to draw from.
@@ -54,7 +66,7 @@ class Settings:
     init_from: Path | None = None
     # Of parameters, masks, crops and the order of clips.
     seed: int = 0
-    # Goes on from the newest checkpoint in workdir; data must hold the same files.
+    # Goes on from the newest good checkpoint in workdir; data must hold the same files.
     resume: bool = False
     # Makes an unusable audio file an error instead of skipping it.
     strict: bool = False
@@ -71,13 +83,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         if len(self.sparsity) not in (1, 2) or not all(0 < s < 1 for s in self.sparsity):
-            raise ValueError("sparsity takes one value or the ends of a range, between 0 and 1")
-        for name in POSITIVE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
+            raise SettingsError("sparsity takes one value or the ends of a range, between 0 and 1")
+        for names, least in ((POSITIVE, 1), (NOT_NEGATIVE, 0)):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise SettingsError(f"{name} must be at least {least}")
+        if not 0 <= self.seed < 2**32:
+            raise SettingsError("seed must be from 0 to 2^32 - 1")
         whole = (STFT.n_bins, STFT.n_frames(self.n_samples))
         if self.crop and not all(1 <= a <= b for a, b in zip(self.crop, whole, strict=True)):
-            raise ValueError(f"crop {self.crop} does not fit into a clip's {whole}")
+            raise SettingsError(f"crop {self.crop} does not fit into a clip's {whole}")
 
 
 RECIPES = {
