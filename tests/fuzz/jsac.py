@@ -1,0 +1,334 @@
+"""A ``.jsac`` file taken apart without judging it, changed, and put together again.
+
+Written from the format and not from the decoder. Checksums and sizes are made to fit, so that a
+change reaches the code behind them.
+"""
+
+import random
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_PREFIX = struct.Struct("<4sBH")
+_PART = struct.Struct("<II")
+_N_PARTS = 4
+_MAX_SEGMENTS = 12
+FIELDS = {
+    "file_size": "Q",
+    "sample_rate": "I",
+    "channels": "B",
+    "n_samples": "Q",
+    "coded_rate": "I",
+    "n_fft": "I",
+    "win_length": "I",
+    "hop_length": "I",
+    "window": "B",
+    "center": "B",
+    "pad_mode": "B",
+    "frames_per_segment": "H",
+    "mask": "B",
+    "seed": "Q",
+    "value_step_mdb": "I",
+    "phase_bits": "B",
+    "phase_threshold": "B",
+    "keep_observed": "B",
+}
+_FIXED = struct.Struct("<" + "".join(FIELDS.values()) + "32s")
+
+# What a decoder takes, what it just doesn't, and the ends of the range.
+_VALUES = {
+    "sample_rate": (1000, 8000, 16_000, 44_100, 768_000, 999, 768_001),
+    "channels": (1, 2, 3, 32, 33),
+    "n_samples": (1, 2, 7, 20, 64, 90, 400, 2**30, 2**31 - 1, 2**31, 2**63),
+    "coded_rate": (16_000, 8000),
+    "n_fft": (4, 6, 8, 10, 16, 32, 34, 2, 5, 2048, 2050),
+    "win_length": (4, 5, 8, 16, 32, 3, 2048),
+    "hop_length": (1, 2, 4, 8, 16, 17, 256, 257),
+    "window": (0, 1),
+    "center": (1, 0, 2),
+    "pad_mode": (0, 1),
+    "frames_per_segment": (1, 2, 3, 4, 12, 302, 303),
+    "mask": (0, 1, 2, 3),
+    "seed": (0, 1, 2**63, 2**64 - 1),
+    "value_step_mdb": (50, 51, 500, 3001, 10_000, 49, 10_001),
+    "phase_bits": (1, 2, 4, 12, 13),
+    "phase_threshold": (0, 1, 40, 80, 255),
+    "keep_observed": (0, 1, 2),
+}
+_SPARSITIES = (
+    *(b"0.5", b"0.7", b"0.95", b"0.999", b"0.000000000000000001", b"0.999999999999999999"),
+    *(
+        b"0.0",
+        b"1",
+        b"-0.5",
+        b"nan",
+        b"0.5\n",
+        b"0,5",
+        b"0.5e-1",
+        b"",
+        b"\xff.5",
+        b"0." + b"1" * 253,
+    ),
+)
+_NETWORKS = (b"mixed", b"random-95", b"", b"../mixed", b"a" * 64, b"a" * 65, b"m\0xed", b"\xe4")
+
+_LIMITS = {
+    "sample_rate": (1000, 768_000),
+    "channels": (1, 32),
+    "n_samples": (1, 2**30),
+    "coded_rate": (16_000, 16_000),
+    "n_fft": (4, 2048),
+    "win_length": (4, 2048),
+    "hop_length": (1, 256),
+    "window": (0, 0),
+    "center": (1, 1),
+    "pad_mode": (0, 0),
+    "frames_per_segment": (1, 302),
+    "mask": (0, 2),
+    "value_step_mdb": (50, 10_000),
+    "phase_bits": (1, 12),
+    "keep_observed": (0, 1),
+}
+
+Change = Callable[[bytes], bytes]
+
+
+@dataclass
+class File:
+    """The pieces of a file.
+
+    Attributes:
+        version: Of the format.
+        fields: Numbers of the header, by the names in `FIELDS`.
+        sha256: Of the network's weights, 32 bytes.
+        texts: Sparsity and network, or whatever else stands there.
+        payloads: The parts, four to a segment.
+        tail: What follows them.
+    """
+
+    version: int
+    fields: dict[str, int]
+    sha256: bytes
+    texts: list[bytes]
+    payloads: list[bytes]
+    tail: bytes = b""
+
+    @property
+    def n_segments(self) -> int:
+        """How many segments in all the header promises; 0 where it makes no sense."""
+        get = self.fields.get
+        rate, hop, size = get("sample_rate"), get("hop_length"), get("frames_per_segment")
+        if not rate or not hop or not size:
+            return 0
+        frames = 1 + -(-self.fields["n_samples"] * self.fields["coded_rate"] // rate) // hop
+        return self.fields["channels"] * -(-frames // size)
+
+
+def take_apart(data: bytes) -> File | None:
+    """Takes a file apart as far as it goes; None where not even a header is there."""
+    if len(data) < _PREFIX.size + _FIXED.size:
+        return None
+    _, version, size = _PREFIX.unpack_from(data)
+    *numbers, sha256 = _FIXED.unpack_from(data, _PREFIX.size)
+    start = _PREFIX.size + _FIXED.size
+    size = min(max(size, start + 4), len(data))
+    rest, texts = data[start : size - 4], []
+    while rest:
+        texts.append(rest[1 : 1 + rest[0]])
+        rest = rest[1 + rest[0] :]
+    payloads, offset = [], size
+    while len(data) - offset >= _PART.size and len(payloads) < _N_PARTS * _MAX_SEGMENTS:
+        length, _ = _PART.unpack_from(data, offset)
+        offset += _PART.size
+        payloads.append(data[offset : offset + length])
+        offset = min(offset + length, len(data))
+    fields = dict(zip(FIELDS, numbers, strict=True))
+    return File(version, fields, sha256, texts, payloads, data[offset:])
+
+
+def part(number: int, payload: bytes) -> bytes:
+    """A part as it stands in the file: length, checksum over its place too, payload."""
+    place = struct.pack("<IBI", number // _N_PARTS, number % _N_PARTS, len(payload))
+    return _PART.pack(len(payload), zlib.crc32(payload, zlib.crc32(place))) + payload
+
+
+def put_together(file: File, **sizes: Any) -> bytes:
+    """The bytes of a file, with sizes and checksums that fit.
+
+    Args:
+        file: The pieces.
+        sizes: ``file_size`` and ``header_size``, where they shall not fit.
+    """
+    body = b"".join(part(number, payload) for number, payload in enumerate(file.payloads))
+    body += file.tail
+    texts = b"".join(bytes([len(text)]) + text for text in file.texts)
+    size = _PREFIX.size + _FIXED.size + len(texts) + 4
+    numbers = {**file.fields, "file_size": sizes.get("file_size", size + len(body))}
+    header = _PREFIX.pack(b"JSAC", file.version, sizes.get("header_size", size))
+    header += _FIXED.pack(*(numbers[name] for name in FIELDS), file.sha256) + texts
+    return header + struct.pack("<I", zlib.crc32(header)) + body
+
+
+def mutate(data: bytes, rng: random.Random, change: Change | None = None) -> bytes:
+    """Changes a file in one to four places, most often with checksums that fit.
+
+    Args:
+        data: A file, or anything else.
+        rng: Makes all decisions.
+        change: Changes the bytes of one part; by default `change_bytes`.
+    """
+    change = change or (lambda payload: change_bytes(payload, rng))
+    file = take_apart(data)
+    if file is None or rng.randrange(24) == 0:
+        return change(data)
+    for _ in range(rng.randint(1, 4)):
+        rng.choice(_ACTIONS)(file, rng, change)
+    if rng.randrange(4):
+        _repair(file, rng)
+    changed = put_together(file)
+    return change_bytes(changed, rng) if rng.randrange(32) == 0 else changed
+
+
+def change_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Flips, overwrites, inserts, deletes, doubles or cuts bytes."""
+    place = rng.randint(0, len(data))
+    length = rng.randint(1, 8)
+    end = min(place + length, len(data))
+    before, middle, after = data[:place], data[place:end], data[end:]
+    kind = rng.randrange(6)
+    if kind == 0:
+        middle = bytes(byte ^ 1 << rng.randrange(8) for byte in middle)
+    elif kind == 1:
+        middle = rng.randbytes(len(middle))
+    elif kind == 2:
+        middle = rng.randbytes(length) + middle
+    elif kind == 3:
+        middle = b""
+    elif kind == 4:
+        middle += middle
+    else:
+        after = b""
+    return before + middle + after
+
+
+def _change_field(file: File, rng: random.Random, change: Change) -> None:
+    name = rng.choice(list(_VALUES))
+    bits = 8 * struct.calcsize("<" + FIELDS[name])
+    kind = rng.randrange(8)
+    if kind == 0:
+        value = rng.getrandbits(rng.randint(1, bits))
+    elif kind == 1:
+        value = file.fields[name] + rng.randint(-2, 2)
+    else:
+        value = rng.choice(_VALUES[name])
+    file.fields[name] = value % 2**bits
+
+
+def _change_text(file: File, rng: random.Random, change: Change) -> None:
+    kind = rng.randrange(6)
+    if kind == 0 or len(file.texts) < 2:
+        file.texts = [rng.choice(_SPARSITIES), rng.choice(_NETWORKS)]
+    elif kind < 4:
+        file.texts[0] = rng.choice(_SPARSITIES)
+    elif kind == 4:
+        file.texts[1] = rng.choice(_NETWORKS)
+    else:
+        place = rng.randrange(2)
+        file.texts[place] = change(file.texts[place])[:255]
+
+
+def _change_payload(file: File, rng: random.Random, change: Change) -> None:
+    if not file.payloads:
+        return
+    place = rng.randrange(len(file.payloads))
+    payload = file.payloads[place]
+    kind = rng.randrange(8)
+    if kind < 4:
+        payload = change(payload)
+    elif kind == 4:
+        payload = rng.randbytes(4 * rng.randint(0, 12))
+    elif kind == 5:
+        payload = rng.choice(file.payloads)
+    elif kind == 6:
+        payload = payload[: 4 * rng.randint(0, len(payload) // 4)]
+    else:
+        payload = rng.choice((b"", b"\0", b"\xff")) * (4 * rng.randint(1, 4))
+    file.payloads[place] = payload
+
+
+def _change_levels(file: File, rng: random.Random, change: Change) -> None:
+    """Sets base, span or threshold of the values part of a segment."""
+    places = [i for i in range(1, len(file.payloads), _N_PARTS) if len(file.payloads[i]) >= 6]
+    if not places:
+        return
+    place = rng.choice(places)
+    numbers = list(struct.unpack_from("<hHH", file.payloads[place]))
+    which = rng.randrange(3)
+    if which == 0:
+        numbers[0] = rng.choice((-(2**15), 2**15 - 1, 0, -1, rng.randint(-(2**15), 2**15 - 1)))
+    else:
+        near = numbers[which] + rng.randint(-1, 1)
+        numbers[which] = rng.choice((0, 1, numbers[1], near, rng.getrandbits(11), 1602)) % 2**16
+    file.payloads[place] = struct.pack("<hHH", *numbers) + file.payloads[place][6:]
+
+
+def _move_parts(file: File, rng: random.Random, change: Change) -> None:
+    if not file.payloads:
+        return
+    first, second = (rng.randrange(len(file.payloads)) for _ in range(2))
+    kind = rng.randrange(3)
+    if kind == 0:
+        swapped = file.payloads[second], file.payloads[first]
+        file.payloads[first], file.payloads[second] = swapped
+    elif kind == 1:
+        del file.payloads[first]
+    else:
+        file.payloads.insert(first, file.payloads[second])
+
+
+def _change_rest(file: File, rng: random.Random, change: Change) -> None:
+    kind = rng.randrange(4)
+    if kind == 0:
+        file.version = rng.randrange(256)
+    elif kind == 1:
+        file.sha256 = rng.randbytes(32)
+    else:
+        file.tail = b"" if file.tail else rng.randbytes(rng.randint(1, 40))
+
+
+def _repair(file: File, rng: random.Random) -> None:
+    """Makes a header that is accepted, and as many parts as it promises."""
+    fields = file.fields
+    file.version = 1
+    for name, (low, high) in _LIMITS.items():
+        fields[name] = min(max(fields[name], low), high)
+    fields["n_fft"] -= fields["n_fft"] % 2
+    fields["win_length"] = min(fields["win_length"], fields["n_fft"])
+    fields["hop_length"] = min(fields["hop_length"], fields["win_length"] // 2)
+    for place, pattern, texts in ((0, rb"0\.\d{1,18}", _SPARSITIES), (1, rb"[a-z]+", _NETWORKS)):
+        if len(file.texts) != 2 or not re.fullmatch(pattern, file.texts[place]):
+            good = [text for text in texts if re.fullmatch(pattern, text)]
+            file.texts[place : place + 1] = [rng.choice(good)]
+    file.texts = file.texts[:2]
+    if file.n_segments > _MAX_SEGMENTS:
+        fields["channels"] = rng.randint(1, 2)
+        fields["n_samples"] = rng.randint(1, 64)
+        fields["sample_rate"] = max(fields["sample_rate"], 16_000)
+    if file.n_segments <= _MAX_SEGMENTS:
+        needed = _N_PARTS * file.n_segments
+        have = file.payloads or [b""]
+        file.payloads = [have[i % len(have)] for i in range(needed)]
+        file.tail = b""
+
+
+_ACTIONS = (
+    *(_change_field,) * 4,
+    *(_change_payload,) * 5,
+    *(_change_levels,) * 2,
+    _change_text,
+    _move_parts,
+    _change_rest,
+)
