@@ -15,6 +15,7 @@ RUN gets rows.csv, summary.json, table.md and plots. A run that was stopped goes
 when the same command is given again. A clip takes about half a minute on two cores.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -118,15 +119,9 @@ class Settings:
     json: bool = False
     """Print the JSON summary instead of the table."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.sparsity < 1:
-            raise ValueError(f"sparsity {self.sparsity} is not between 0 and 1")
-        for name in ("limit", "batch", "n_samples", "workers", "griffin_lim_iterations"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1")
-        for name in ("seeds", "phases"):
-            if not (values := getattr(self, name)) or len(set(values)) < len(values):
-                raise ValueError(f"{name} needs at least one value, each of them once")
+
+class SettingsError(JaxsparseError):
+    """Settings out of range."""
 
 
 class Method(NamedTuple):
@@ -167,7 +162,9 @@ def run(settings: Settings) -> dict[str, Any]:
         AudioError: If no clip can be read.
         FileExistsError: If `settings.out` holds a run with other settings.
         OSError: If the data can't be found or the results can't be written.
+        SettingsError: If a setting is out of range.
     """
+    _check(settings)
     clips = find_clips(settings.data, settings.split)[: settings.limit]
     methods = make_methods(settings)
     out = settings.out and RowFile(settings.out, COLUMNS, _identity(settings, clips, methods))
@@ -200,6 +197,18 @@ def run(settings: Settings) -> dict[str, Any]:
         atomic_write(settings.out / "table.md", report.table(summary).encode())
         report.plot(summary, settings.out)
     return summary
+
+
+def _check(settings: Settings) -> None:
+    # Not in the dataclass: the parser would make ten lines of the one.
+    if not 0 < settings.sparsity < 1:
+        raise SettingsError(f"sparsity {settings.sparsity} is not between 0 and 1")
+    for name in ("limit", "batch", "n_samples", "workers", "griffin_lim_iterations"):
+        if (value := getattr(settings, name)) is not None and value < 1:
+            raise SettingsError(f"{name} must be at least 1")
+    for name in ("seeds", "phases"):
+        if not (values := getattr(settings, name)) or len(set(values)) < len(values):
+            raise SettingsError(f"{name} needs at least one value, each of them once")
 
 
 def make_methods(settings: Settings) -> list[Method]:
@@ -268,7 +277,9 @@ def evaluate(
     done: set[tuple],
 ) -> Iterator[Row]:
     """Rows that are not `done` yet, while the pool scores and the device goes on."""
-    synthesize = make_synthesis(settings)
+    synthesize = make_synthesis(
+        settings.phases, settings.n_samples, settings.griffin_lim_iterations
+    )
     parts: dict[tuple, list[Row]] = {}
     failed: list[Row] = []
     queue: deque[Pending] = deque()
@@ -363,25 +374,31 @@ def _draw(mask: MaskKind, dense: jax.Array, keys: jax.Array, count: jax.Array) -
     return jax.vmap(lambda key: random_mask(key, dense.shape[1:], count))(keys)
 
 
-def make_synthesis(settings: Settings) -> Callable:
+@functools.lru_cache
+def make_synthesis(phases: tuple[Phases, ...], n_samples: int, n_iterations: int) -> Callable:
     """Builds what turns estimates [B, F, T] into MSE [B], phases saved [B] and sound [B, N]."""
+
+    def sound(kind: Phases, estimate, angle, given, key):
+        if kind not in ("kept", "none"):
+            return to_waveform(estimate, jnp.where(given, angle, 0), CONFIG, length=n_samples)
+        magnitude = db_to_amplitude(estimate)
+        return griffin_lim(
+            magnitude,
+            CONFIG,
+            length=n_samples,
+            n_iterations=n_iterations,
+            key=key,
+            known=magnitude * jnp.exp(1j * angle),
+            known_mask=given,
+        )
 
     def one(spectrum, dense, observed, estimate, key, keep):
         estimate = jnp.where(observed & keep, dense, estimate)
         error = mse(reference=dense[None], estimate=estimate[None])[0]
-        given = {phases: _given(phases, dense, observed) for phases in settings.phases}
-        angle = jnp.angle(spectrum)
-        sounds = {
-            phases: (
-                _find_phases(settings, estimate, angle, stored, jax.random.fold_in(key, 1))
-                if phases in ("kept", "none")
-                else to_waveform(
-                    estimate, jnp.where(stored, angle, 0), CONFIG, length=settings.n_samples
-                )
-            )
-            for phases, stored in given.items()
-        }
-        return error, {phases: 1 - stored.mean() for phases, stored in given.items()}, sounds
+        angle, key = jnp.angle(spectrum), jax.random.fold_in(key, 1)
+        given = {kind: _given(kind, dense, observed) for kind in phases}
+        saved = {kind: 1 - given[kind].mean() for kind in phases}
+        return error, saved, {k: sound(k, estimate, angle, given[k], key) for k in phases}
 
     return jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, 0, None)))
 
@@ -393,21 +410,6 @@ def _given(phases: Phases, dense: jax.Array, observed: jax.Array) -> jax.Array:
     if phases == "kept":
         return observed
     return phase_mask(dense, None if phases == "all" else float(phases))
-
-
-def _find_phases(
-    settings: Settings, estimate: jax.Array, angle: jax.Array, stored: jax.Array, key: jax.Array
-) -> jax.Array:
-    magnitude = db_to_amplitude(estimate)
-    return griffin_lim(
-        magnitude,
-        CONFIG,
-        length=settings.n_samples,
-        n_iterations=settings.griffin_lim_iterations,
-        key=key,
-        known=magnitude * jnp.exp(1j * angle),
-        known_mask=stored,
-    )
 
 
 def _submit(
@@ -442,11 +444,13 @@ def join(segments: Sequence[Row]) -> Row:
         return segments[0]
     row = dict(segments[0], reasons={})
     for metric in ("phases_saved", "mse", *SCORES):
-        counted = [s for s in segments if not s["reasons"].get(metric, "").startswith("reference")]
-        faults = [s["reasons"][metric] for s in counted or segments if metric in s["reasons"]]
-        row[metric] = float(np.mean([s[metric] for s in counted])) if counted else math.nan
+        faults = [s["reasons"][metric] for s in segments if metric in s["reasons"]]
+        lost = [fault for fault in faults if not fault.startswith("reference")]
+        values = [s[metric] for s in segments if math.isfinite(s[metric])]
+        row[metric] = float(np.mean(values)) if values and not lost else math.nan
         if faults:
-            row["reasons"][metric] = f"{faults[0]} ({len(faults)} of {len(segments)} segments)"
+            why = (lost or faults)[0]
+            row["reasons"][metric] = f"{why} ({len(lost or faults)} of {len(segments)} segments)"
     return row
 
 
@@ -503,11 +507,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 2 where something was refused, 130 after Ctrl-C.
     """
-    try:
-        settings = tyro.cli(Settings, description=__doc__, args=argv)
-    except ValueError as error:
-        print(f"eval.reconstruction: {error}", file=sys.stderr)
-        return 2
+    settings = tyro.cli(Settings, description=__doc__, args=argv)
     try:
         summary = run(settings)
     except (JaxsparseError, OSError) as error:

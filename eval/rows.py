@@ -1,5 +1,6 @@
 """Rows of an evaluation in a CSV file that grows while it runs, so that it can be resumed."""
 
+import contextlib
 import csv
 import io
 import json
@@ -47,7 +48,9 @@ class RowFile:
 
     def __exit__(self, *_: object) -> None:
         if self._file:
-            self._file.close()
+            # Each row was flushed; what could not be written has been reported.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def add(self, row: Row) -> None:
         """Appends a row; with the first one the folder is made.

@@ -1,18 +1,28 @@
 import csv
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib.figure
 import numpy as np
 import pytest
 import soundfile
+from test_metrics import worker_command
 
-from eval import reconstruction
+from eval import reconstruction, report
+from eval.rows import RowFile
+from jaxsparse import metrics
+from jaxsparse.data.clips import find_clips
 from jaxsparse.masks import count_observed
+from jaxsparse.spectrogram import log_power
+from jaxsparse.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 N_SAMPLES = 12_000
+SHAPE = (1025, 1 + N_SAMPLES // 256)
 OBSERVED = 60.0
 
 
@@ -21,29 +31,30 @@ def apply(params, spectrogram, mask, valid=None):
     return jnp.where(mask, OBSERVED, spectrogram + params["offset"])
 
 
+def voice(index, level):
+    t = np.arange(10_000) / SAMPLE_RATE
+    harmonics = sum(np.sin(2 * np.pi * (110 + 30 * index) * k * t) / k for k in range(1, 12))
+    noise = 0.01 * np.random.default_rng(index).normal(size=t.size)
+    return 0.5 * level * (harmonics * np.sin(2 * np.pi * 2 * t) ** 2 + noise)
+
+
 @pytest.fixture
 def data(tmp_path):
     """Two clips of speech-like sound and one that is silent, in a folder of their own each."""
-    rng = np.random.default_rng(0)
-    t = np.arange(10_000) / SAMPLE_RATE
     for index, level in enumerate((0.3, 0.2, 0.0)):
-        voice = sum(np.sin(2 * np.pi * (110 + 30 * index) * k * t) / k for k in range(1, 12))
-        clip = level * voice * np.sin(2 * np.pi * 2 * t) ** 2 + level * 0.01 * rng.normal(
-            size=t.size
-        )
         folder = tmp_path / "data" / str(index)
         folder.mkdir(parents=True)
-        soundfile.write(folder / f"clip{index}.flac", 0.5 * clip, SAMPLE_RATE)
+        soundfile.write(folder / f"clip{index}.flac", voice(index, level), SAMPLE_RATE)
     return tmp_path / "data"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def networks(monkeypatch):
     offsets = {"random-95": 3.0, "mixed": 1.0}
     monkeypatch.setattr(
         reconstruction.pretrained,
         "load_pretrained",
-        lambda name: (apply, {"offset": offsets[name]}, {}),
+        lambda name: (apply, {"offset": offsets[name]}, {"sha256": f"that of {name}"}),
     )
     return offsets
 
@@ -51,35 +62,44 @@ def networks(monkeypatch):
 def settings(data, **changes):
     defaults = {
         "networks": ("random-95", "mixed"),
+        "interpolations": (),
+        "phases": ("all",),
         "seeds": (0, 1),
         "n_samples": N_SAMPLES,
         "workers": 1,
+        "scores": False,
     }
     return reconstruction.Settings(data=data, **(defaults | changes))
 
 
-def test_evaluates_every_clip_network_and_seed(data, networks, tmp_path):
-    out = tmp_path / "run"
-    summary = reconstruction.run(settings(data, keep_observed="both", out=out))
-
-    rows = list(csv.DictReader((out / "rows.csv").read_text().splitlines()))
-    assert len(rows) == 3 * (1 + 2 * 2 * 2)
-    groups = {(group["network"], group["keep_observed"]): group for group in summary["groups"]}
-    assert list(groups) == [
-        ("ceiling", False),
-        ("random-95", False),
-        ("random-95", True),
-        ("mixed", False),
-        ("mixed", True),
+def flags(data, *more):
+    return [
+        *("--data", str(data), "--networks", "mixed", "--interpolations", "--phases", "all"),
+        *("--seeds", "3", "--n-samples", str(N_SAMPLES), "--no-scores", *more),
     ]
+
+
+def read_rows(out):
+    return list(csv.DictReader((out / "rows.csv").read_text().splitlines()))
+
+
+def test_evaluates_every_clip_method_and_seed(data, networks, tmp_path):
+    out = tmp_path / "run"
+    summary = reconstruction.run(
+        settings(data, interpolations=("linear",), scores=True, out=out, workers=2)
+    )
+
+    rows = read_rows(out)
+    assert len(rows) == 3 * (1 + 2 * 2 * 2 + 2 * 2)
+    groups = {(group["method"], group["keep_observed"]): group for group in summary["groups"]}
     ceiling = groups["ceiling", False]
     assert ceiling["mse"]["mean"] == 0
     assert ceiling["pesq_wb"]["mean"] > 4.3
     assert ceiling["stoi"]["mean"] > 0.99
+    assert ceiling["estoi"]["mean"] > 0.99
 
     # Where bins are put back, only the unobserved ones are wrong, by the known offset.
-    shape = (1025, 1 + N_SAMPLES // 256)
-    hidden = 1 - count_observed(shape, 0.95) / np.prod(shape)
+    hidden = 1 - count_observed(SHAPE, 0.95) / np.prod(SHAPE)
     for name, offset in networks.items():
         group = groups[name, True]
         assert group["mse"]["mean"] == pytest.approx(hidden * offset**2, rel=1e-4)
@@ -93,14 +113,13 @@ def test_evaluates_every_clip_network_and_seed(data, networks, tmp_path):
     assert {row["clip"] for row in summary["unscored"]} == {"2/clip2.flac"}
     assert {row["reason"] for row in summary["unscored"]} == {"reference is silent"}
     table = (out / "table.md").read_text()
-    where = "2/clip2.flac, mixed, kept bins put back, seed 1"
-    assert f"- {where}: reference is silent (pesq_nb, pesq_wb, stoi)\n" in table
-    assert "(1 clips missing)" in table
+    assert "(1 missing)" in table
+    assert "- 2/clip2.flac: reference is silent (pesq_nb of ceiling 1 times, " in table
 
     # Means and standard errors again, from the rows alone: seeds first, then clips.
     scores: dict[str, list[float]] = {}
     for row in rows:
-        if (row["network"], row["keep_observed"]) == ("mixed", "False"):
+        if (row["method"], row["keep_observed"]) == ("mixed", "False"):
             scores.setdefault(row["clip"], []).append(float(row["pesq_nb"]))
     assert np.isnan(scores.pop("2/clip2.flac")).all()
     clips = [float(np.mean(seeds)) for seeds in scores.values()]
@@ -110,6 +129,42 @@ def test_evaluates_every_clip_network_and_seed(data, networks, tmp_path):
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
 
 
+def test_the_choices_of_phases(data, tmp_path):
+    summary = reconstruction.run(
+        settings(data / "0", phases=report.PHASES, scores=True, seeds=(0,), out=tmp_path / "run")
+    )
+    groups = {
+        (g["method"], g["phases"]): g for g in summary["groups"] if g["keep_observed"] is False
+    }
+    dense = log_power(stft(jnp.asarray(find_clips(data / "0")[0].read(N_SAMPLES))))
+    for (name, phases), group in groups.items():
+        share = {
+            "all": 0.0,
+            "none": 1.0,
+            "kept": 1 - count_observed(SHAPE, 0.95) / np.prod(SHAPE),
+        }.get(phases)
+        if share is None:
+            share = float(np.mean(np.asarray(dense) < dense.max() - float(phases)))
+        assert group["phases_saved"]["mean"] == pytest.approx(share, abs=1e-6)
+        # Phases change the sound and not the spectrogram.
+        assert group["mse"] == groups[name, "all"]["mse"]
+
+    def stoi(name, phases):
+        return groups[name, phases]["stoi"]["mean"]
+
+    assert ("ceiling", "kept") not in groups
+    for name in ("ceiling", "random-95", "mixed"):
+        fewer = [stoi(name, phases) for phases in ("all", "75", "70", "65", "60")]
+        assert fewer == sorted(fewer, reverse=True)
+        assert fewer[0] > fewer[-1] + 0.05
+        assert fewer[0] > stoi(name, "none") + 0.05
+    for name in ("random-95", "mixed"):
+        assert stoi(name, "all") > stoi(name, "kept") > stoi(name, "none") + 0.05
+    text = (tmp_path / "run" / "table.md").read_text()
+    assert "| within 60 dB |" in text
+    assert "| 44% |" in text
+
+
 def test_masks_depend_on_the_seed_and_the_clips_name_only(data, monkeypatch):
     seen = []
 
@@ -117,11 +172,13 @@ def test_masks_depend_on_the_seed_and_the_clips_name_only(data, monkeypatch):
         jax.debug.callback(lambda m: seen.append(np.packbits(m).tobytes()), mask)
         return spectrogram
 
-    monkeypatch.setattr(reconstruction.pretrained, "load_pretrained", lambda name: (spy, {}, {}))
+    monkeypatch.setattr(
+        reconstruction.pretrained, "load_pretrained", lambda name: (spy, {}, {"sha256": ""})
+    )
 
     def masks(folder=data, **changes):
         seen.clear()
-        reconstruction.run(settings(folder, networks=("random-95",), pesq=False, **changes))
+        reconstruction.run(settings(folder, networks=("random-95",), **changes))
         jax.effects_barrier()
         return set(seen)
 
@@ -132,12 +189,24 @@ def test_masks_depend_on_the_seed_and_the_clips_name_only(data, monkeypatch):
     assert len(one) == 2
     assert len(one & both) == 1
 
+    interpolated = set()
 
-def test_default_puts_bins_back_for_mixed_masks_only(data, networks):
-    summary = reconstruction.run(settings(data, pesq=False, limit=1))
-    kept = {group["network"]: group["keep_observed"] for group in summary["groups"]}
-    assert kept == {"ceiling": False, "random-95": False, "mixed": True}
-    assert "pesq_wb" not in summary["groups"][0]
+    def note(spectrogram, mask, kind):
+        interpolated.add(np.packbits(mask).tobytes())
+        return spectrogram
+
+    monkeypatch.setattr(reconstruction, "interpolate", note)
+    assert masks(interpolations=("nearest",)) == both == interpolated
+
+
+def test_an_interpolation_is_closer_where_more_is_kept(data):
+    errors = [
+        reconstruction.run(
+            settings(data / "0", networks=(name,), sparsity=sparsity, interpolations=("linear",))
+        )["groups"][-1]["mse"]["mean"]
+        for name, sparsity in (("mixed", 0.8), ("mixed", 0.95))
+    ]
+    assert 0 < errors[0] < errors[1]
 
 
 def test_a_file_of_parameters_instead_of_the_shipped_networks(data, monkeypatch, tmp_path):
@@ -145,18 +214,18 @@ def test_a_file_of_parameters_instead_of_the_shipped_networks(data, monkeypatch,
     monkeypatch.setattr(
         reconstruction.pretrained,
         "load_weights",
-        lambda path: (apply, {file: {"offset": 2.0}}[path], {}),
+        lambda path: (apply, {file: {"offset": 2.0}}[path], {"sha256": ""}),
     )
     summary = reconstruction.run(
-        settings(data, params=file, mask="mixed", sparsity=0.9, pesq=False, limit=1)
+        settings(data, params=file, mask="mixed", sparsity=0.9, limit=1, keep_observed="yes")
     )
     group = summary["groups"][1]
-    assert (group["network"], group["mask"], group["sparsity"]) == ("mine", "mixed", 0.9)
+    assert (group["method"], group["mask"], group["sparsity"]) == ("mine", "mixed", 0.9)
     assert group["mse"]["mean"] == pytest.approx(0.9 * 4, rel=1e-3)
 
 
 def test_missing_values_never_hide_in_a_mean():
-    base = {"network": "n", "mask": "random", "sparsity": 0.9, "keep_observed": False}
+    base = dict.fromkeys(report.GROUP, "")
     rows = [
         base | {"clip": clip, "seed": seed, "mse": value, "reasons": {}}
         for clip, seed, value in (
@@ -168,36 +237,226 @@ def test_missing_values_never_hide_in_a_mean():
             ("c", 1, float("nan")),
         )
     ]
-    (group,) = reconstruction.summarize(rows)
+    (group,) = report.summarize(rows, ["mse"])
     assert group["mse"] == {"mean": 4.0, "standard_error": 2.0, "clips": 2, "unscored": 1}
-    (group,) = reconstruction.summarize(rows[-2:])
+    (group,) = report.summarize(rows[-2:], ["mse"])
     assert group["mse"] == {"mean": None, "standard_error": None, "clips": 0, "unscored": 1}
 
 
-def test_command_line(data, networks, monkeypatch, capsys):
-    argv = ["eval", "--data", str(data), "--networks", "mixed", "--seeds", "3", "--limit", "1"]
-    argv += ["--n-samples", "12000", "--no-pesq"]
-    monkeypatch.setattr(sys, "argv", [*argv, "--json"])
-    reconstruction.main()
+def test_a_clip_that_fails_is_counted_with_its_reason_and_stops_nothing(data, tmp_path):
+    bad = {
+        "broken.wav": lambda path: path.write_bytes(b"RIFF"),
+        "nan.wav": lambda path: soundfile.write(
+            path, np.where(np.arange(9_000) == 5, np.nan, 0.1), SAMPLE_RATE, subtype="FLOAT"
+        ),
+        "sample.wav": lambda path: soundfile.write(path, np.array([0.5]), SAMPLE_RATE),
+    }
+    before = reconstruction.run(settings(data, scores=True))
+    for name, write in bad.items():
+        write(data / name)
+    out = tmp_path / "run"
+    summary = reconstruction.run(settings(data, scores=True, out=out))
+    reasons = {row["clip"]: row["reason"] for row in summary["unscored"]}
+    assert "not finite" in reasons["nan.wav"] or "NaN" in reasons["nan.wav"]
+    assert reasons["2/clip2.flac"] == "reference is silent"
+    assert set(reasons) == {*bad, "2/clip2.flac"}
+    for old, new in zip(before["groups"], summary["groups"], strict=True):
+        # The single sample has an MSE, like silence, and no scores.
+        assert (new["mse"]["clips"], new["mse"]["unscored"]) == (4, 2)
+        assert (new["stoi"]["clips"], new["stoi"]["unscored"]) == (2, 4)
+        assert new["stoi"]["mean"] == pytest.approx(old["stoi"]["mean"], abs=1e-6)
+    table = (out / "table.md").read_text()
+    assert f"- broken.wav: {reasons['broken.wav']} (clip of ceiling 1 times" in table
+
+
+def test_where_no_clip_can_be_read_one_line_says_so_and_nothing_is_written(tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "broken.wav").write_bytes(b"RIFF")
+    assert reconstruction.main(flags(folder, "--out", str(tmp_path / "run"))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"eval.reconstruction: {folder}: no clip can be read: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("metric", ["pesq_nb", "stoi"])
+def test_a_worker_that_dies_is_replaced(data, monkeypatch, tmp_path, metric):
+    marker = tmp_path / "died"
+    prelude = f"""
+def fragile(job):
+    if job.metric == {metric!r} and not os.path.exists({str(marker)!r}):
+        open({str(marker)!r}, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score(job)
+scoring.score = fragile
+"""
+    expected = reconstruction.run(settings(data / "0", scores=True, seeds=(0,)))
+    monkeypatch.setattr(metrics, "_WORKER_COMMAND", worker_command(prelude))
+    summary = reconstruction.run(settings(data / "0", scores=True, seeds=(0,)))
+    assert marker.exists()
+    assert summary["unscored"] == expected["unscored"] == []
+    for group, other in zip(summary["groups"], expected["groups"], strict=True):
+        for name in report.SCORES:
+            # Extended STOI adds noise at the level of rounding.
+            assert group[name]["mean"] == pytest.approx(other[name]["mean"], rel=1e-9)
+
+
+def test_long_clips_are_scored_in_segments(tmp_path):
+    """A clip's score is the mean over its segments, as if each were a clip."""
+    long = np.concatenate([np.pad(voice(i, 0.2), (0, 2_000)) for i in range(3)] + [np.zeros(500)])
+    for name, pieces in {"whole": [long], "cut": np.split(long, [12_000, 24_000, 36_000])}.items():
+        (tmp_path / name).mkdir()
+        for i, piece in enumerate(pieces):
+            # The same stem, and so the same mask.
+            (tmp_path / name / str(i)).mkdir()
+            soundfile.write(tmp_path / name / str(i) / "clip.flac", piece, SAMPLE_RATE)
+    choice = {"scores": True, "seeds": (0,), "batch": 3}
+    reconstruction.run(settings(tmp_path / "cut", out=tmp_path / "run0", **choice))
+    reconstruction.run(settings(tmp_path / "whole", out=tmp_path / "run1", whole=True, **choice))
+    cut, whole = read_rows(tmp_path / "run0"), read_rows(tmp_path / "run1")
+    assert {row["segments"] for row in whole} == {"4"}
+    for row in whole:
+        same = [r for r in cut if all(r[name] == row[name] for name in report.GROUP)]
+        for metric, n in (("mse", 4), ("pesq_nb", 3), ("estoi", 3)):
+            values = [float(r[metric]) for r in same]
+            assert np.isfinite(values).sum() == n
+            assert float(row[metric]) == pytest.approx(np.nanmean(values), rel=1e-5)
+        reasons = json.loads(row["reasons"])
+        assert reasons["stoi"] == "reference is silent (1 of 4 segments)"
+
+
+def test_a_segment_that_the_method_lost_makes_its_clip_missing():
+    base: dict = {name: "" for name in report.GROUP} | {"clip": "a", "seed": 0, "segments": 2}
+    base |= dict.fromkeys(("phases_saved", "mse", *report.SCORES), 1.0)
+    nan = float("nan")
+    lost = base | {"pesq_nb": nan, "reasons": {"pesq_nb": "estimate is silent"}}
+    row = reconstruction.join([base | {"reasons": {}}, lost])
+    assert np.isnan(row["pesq_nb"])
+    assert row["stoi"] == 1.0
+    assert row["reasons"] == {"pesq_nb": "estimate is silent (1 of 2 segments)"}
+
+
+def test_a_stopped_run_goes_on_where_it_was(data, monkeypatch, tmp_path, capsys):
+    more = ("--batch", "1", "--json", "--networks", "mixed", "random-95", "--seeds", "0", "1")
+    assert reconstruction.main(flags(data, *more, "--out", str(tmp_path / "whole"))) == 0
+    expected = json.loads(capsys.readouterr().out)
+
+    out = tmp_path / "run"
+    add, added = RowFile.add, []
+
+    def stop_after(n):
+        def counting_add(self, row):
+            if n is not None and len(self.rows) == n:
+                raise KeyboardInterrupt
+            added.append(row)
+            add(self, row)
+
+        monkeypatch.setattr(RowFile, "add", counting_add)
+
+    for n in (1, 6, 13, 13):
+        stop_after(n)
+        assert reconstruction.main(flags(data, *more, "--out", str(out))) == 130
+        assert "the same command goes on" in capsys.readouterr().err.splitlines()[-1]
+    # Killed in the middle of a line, and with the last whole line lost.
+    text = (out / "rows.csv").read_text()
+    (out / "rows.csv").write_text(text[: text.rindex(",0.95") + 2])
+    stop_after(None)
+    assert reconstruction.main(flags(data, *more, "--out", str(out))) == 0
+    assert len(added) == 3 * (1 + 2 * 2 * 2) + 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["groups"] == expected["groups"]
+    for name in ("rows.csv", "settings.json", "table.md"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_folder_with_another_run_is_refused(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    more = ("--limit", "1", "--out", str(out))
+    assert reconstruction.main(flags(data, *more)) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    assert reconstruction.main(flags(data, *more, "--seeds", "4")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"eval.reconstruction: {out} holds a run with another seeds: take another folder"
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "settings.json").unlink()
+    assert reconstruction.main(flags(data, *more)) == 2
+    assert "holds rows of another program" in capsys.readouterr().err
+
+
+def test_rows_on_a_full_disk(tmp_path):
+    code = f"""
+import pathlib, resource, signal
+from eval.rows import RowFile
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+with RowFile(pathlib.Path({str(tmp_path / "run")!r}), {{"a": int, "b": str}}, {{}}) as rows:
+    while True:
+        rows.add({{"a": len(rows.rows), "b": "x" * 90}})
+"""
+    root = Path(reconstruction.__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert f"File too large: '{tmp_path / 'run' / 'rows.csv'}'" in run.stderr.splitlines()[-1]
+    rows = RowFile(tmp_path / "run", {"a": int, "b": str}, {}).rows
+    assert rows == [{"a": i, "b": "x" * 90} for i in range(len(rows))]
+    assert len(rows) * 94 > 1800
+
+
+def test_plots_show_the_means(data, tmp_path, monkeypatch):
+    drawn = {}
+
+    def note(figure, path, **_):
+        (axes,) = figure.axes
+        drawn[Path(path).name] = {
+            box.get_label(): box.lines[0].get_ydata().tolist() for box in axes.containers
+        }
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", note)
+    summary = reconstruction.run(
+        settings(data, scores=True, phases=("all", "60"), out=tmp_path / "run", seeds=(0,))
+    )
+    means = {
+        (g["method"], g["keep_observed"], g["phases"], m): g[m]["mean"]
+        for g in summary["groups"]
+        for m in ("mse", "pesq_nb", "stoi")
+    }
+    names = {"mse", "pesq", "stoi", "pesq-phases", "stoi-phases"}
+    assert set(drawn) == {f"{name}.png" for name in names}
+    assert drawn["mse.png"] == {
+        f"network, {kind} masks{put_back}": [means[name, bool(put_back), "all", "mse"]]
+        for name, kind in (("random-95", "random"), ("mixed", "mixed"))
+        for put_back in ("", ", kept bins put back")
+    }
+    assert drawn["stoi-phases.png"] == {
+        "phases: all": [means["random-95", False, "all", "stoi"]],
+        "phases: within 60 dB": [means["random-95", False, "60", "stoi"]],
+    }
+
+
+def test_command_line(data, capsys):
+    assert reconstruction.main(flags(data, "--limit", "1", "--json")) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["settings"]["seeds"] == [3]
-    assert summary["groups"][1]["mse"]["mean"] == pytest.approx(0.95, rel=1e-3)
-
-    monkeypatch.setattr(sys, "argv", argv)
-    reconstruction.main()
+    assert summary["groups"][2]["mse"]["mean"] == pytest.approx(0.95, rel=1e-3)
+    assert reconstruction.main(flags(data, "--limit", "1")) == 0
     assert "| mixed | mixed, 95% | yes | 0.95 |" in capsys.readouterr().out
 
 
-def test_a_bad_file_is_one_line_and_nothing_is_written(
-    data, networks, monkeypatch, capsys, tmp_path
-):
-    (data / "broken.wav").write_bytes(b"RIFF")
-    out = tmp_path / "run"
-    argv = ["eval", "--data", str(data), "--no-pesq", "--n-samples", "12000", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", [*argv, "--networks", "mixed", "--seeds", "0"])
-    with pytest.raises(SystemExit) as exit_info:
-        reconstruction.main()
-    assert exit_info.value.code == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"eval.reconstruction: {data / 'broken.wav'}: ")
-    assert not out.exists()
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        (("--sparsity", "1.5"), "sparsity 1.5 is not between 0 and 1"),
+        (("--batch", "0"), "batch must be at least 1"),
+        (("--seeds", "1", "1"), "seeds needs at least one value, each of them once"),
+        (("--split", "test"), "not a prepared data set"),
+        (("--networks", "huge"), "no network is named 'huge'"),
+    ],
+)
+def test_bad_settings_are_one_line(data, monkeypatch, capsys, more, fault):
+    monkeypatch.undo()
+    assert reconstruction.main(flags(data, *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("eval.reconstruction: ")
+    assert fault in line
