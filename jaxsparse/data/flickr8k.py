@@ -183,18 +183,22 @@ def read_corpus(root: Path, *, max_samples: int = CLIP_SAMPLES) -> Corpus:
     recordings: list[Recording] = []
     n_longer = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = zip(candidates, pool.map(check, candidates), strict=True)
-        for name, result in tqdm(results, "checking clips", len(candidates), disable=None):
-            if isinstance(result, str):
-                skipped[name] = result
-            elif result > max_samples:
-                n_longer += 1
-            else:
-                image, number = captions[name]
-                (speaker,) = speakers[name]
-                recordings.append(
-                    Recording(name, folder / name, speaker, image, int(number), result)
-                )
+        try:
+            results = zip(candidates, pool.map(check, candidates), strict=True)
+            for name, result in tqdm(results, "checking clips", len(candidates), disable=None):
+                if isinstance(result, str):
+                    skipped[name] = result
+                elif result > max_samples:
+                    n_longer += 1
+                else:
+                    image, number = captions[name]
+                    (speaker,) = speakers[name]
+                    recordings.append(
+                        Recording(name, folder / name, speaker, image, int(number), result)
+                    )
+        finally:
+            # Ctrl-C doesn't wait for the rest of the corpus.
+            pool.shutdown(cancel_futures=True)
     for name in sorted(skipped):
         _log.warning("skipping %s: %s", name, skipped[name])
     if not recordings:

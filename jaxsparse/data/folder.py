@@ -3,7 +3,6 @@
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -113,12 +112,3 @@ def read_segment(
     clip = resample(to_mono(samples)[:, None], rate, SAMPLE_RATE)[:, 0]
     clip = clip[start - first * target :][:n_samples]
     return np.pad(clip, (0, n_samples - len(clip)))
-
-
-def __getattr__(name: str) -> Any:
-    # Until its last user takes it from where it is now.
-    if name == "make_loader":
-        from jaxsparse.data.loader import make_loader
-
-        return make_loader
-    raise AttributeError(name)

@@ -56,18 +56,21 @@ def check_clips(
     usable: list[Clip] = []
     skipped: dict[str, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reasons = zip(given, pool.map(problem, given), strict=True)
-        for clip, reason in tqdm(
-            reasons, "checking audio", len(given), disable=not progress, leave=False
-        ):
-            if reason is None:
-                usable.append(clip)
-            elif strict:
-                pool.shutdown(cancel_futures=True)
-                raise AudioError(f"{clip.name}: {reason}")
-            else:
-                skipped[clip.name] = reason
-                _log.warning("skipping %s: %s", clip.name, reason)
+        try:
+            reasons = zip(given, pool.map(problem, given), strict=True)
+            for clip, reason in tqdm(
+                reasons, "checking audio", len(given), disable=not progress, leave=False
+            ):
+                if reason is None:
+                    usable.append(clip)
+                elif strict:
+                    raise AudioError(f"{clip.name}: {reason}")
+                else:
+                    skipped[clip.name] = reason
+                    _log.warning("skipping %s: %s", clip.name, reason)
+        finally:
+            # Neither an error nor Ctrl-C waits for the rest of the corpus.
+            pool.shutdown(cancel_futures=True)
     if not usable:
         raise AudioError(f"none of {len(given)} clips is usable audio")
     return usable, skipped
@@ -141,13 +144,8 @@ class Loader:
     """
 
     clips: tuple[Clip, ...]
-    skipped: dict[Any, str] = field(repr=False)
+    skipped: dict[str, str] = field(repr=False)
     dataset: "grain.IterDataset[dict[str, np.ndarray]]" = field(repr=False)
-
-    @property
-    def files(self) -> tuple[Clip, ...]:
-        """The clips, under the name that the training still uses."""
-        return self.clips
 
     def __iter__(self) -> "grain.DatasetIterator[dict[str, np.ndarray]]":
         return self.dataset.__iter__()
