@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return _train(argv, signals)
         except (JaxsparseError, OSError, FloatingPointError) as error:
-            print(f"train: {error}", file=sys.stderr)
+            print(f"train: {_described(error)}", file=sys.stderr)
             return 2
 
 
@@ -76,7 +76,16 @@ class StopSignals:
             signal.signal(each, signal.SIG_DFL)
 
 
+def _described(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
 def _train(argv: list[str], signals: StopSignals) -> int:
+    # First, since some of the imports give the root logger a handler where there is none.
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
     # Imported here: they take seconds, in which a signal should already be heeded.
     import tyro
 
@@ -96,8 +105,6 @@ def _train(argv: list[str], signals: StopSignals) -> int:
     )
     from train.loop import Stopped, train
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)
     try:
         train(settings, recipe=chosen.recipe, stop=signals.requested)
     except Stopped as stopped:
