@@ -42,15 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)
-        sys.stdout.flush()
     except _RefusedError as error:
         print(f"jaxsparse: {_one_line(str(error))}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has left; the interpreter's own flush at exit mustn't complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 
@@ -88,7 +85,7 @@ def _compress(arguments: argparse.Namespace) -> None:
     from jaxsparse import container
 
     description = container.describe(data)
-    print(json.dumps(description, indent=2) if arguments.json else _summary(description))
+    _say(json.dumps(description, indent=2) if arguments.json else _summary(description))
 
 
 def _decompress(arguments: argparse.Namespace) -> None:
@@ -114,7 +111,7 @@ def _info(arguments: argparse.Namespace) -> None:
         from jaxsparse import container
 
         description = container.describe(container.read(arguments.input))
-    print(json.dumps(description, indent=2) if arguments.json else _table(description))
+    _say(json.dumps(description, indent=2) if arguments.json else _table(description))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -137,7 +134,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             version=_version(),
             report=_step,
         )
-    print(f"{page}: the page to open in a browser")
+    _say(_one_line(f"{page}: the page to open in a browser"))
 
 
 def _check_input(path: Path) -> None:
@@ -251,6 +248,17 @@ def _progress(description: str) -> Iterator[Callable[[int, int], None]]:
                 bar.update(done - bar.n)
 
         yield advance
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer can't be written either: the flush at exit mustn't complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise _RefusedError(f"standard output: {error.strerror}") from error
 
 
 def _step(text: str) -> None:

@@ -118,7 +118,10 @@ def _clip(path: Path | None, folder: Path) -> tuple[Clip, Float32[np.ndarray, " 
     # What the codec gets is what the file holds, rounding included.
     samples, _ = audio.read_audio(folder / "original.wav")
     clip = Clip(
-        name="the bundled sentence" if path is None else path.name,
+        # A name may be any bytes, the page is UTF-8.
+        name="the bundled sentence"
+        if path is None
+        else os.fsencode(path.name).decode(errors="replace"),
         wav=(folder / "original.wav").read_bytes(),
         n_samples=len(samples),
         spectrogram=_spectrogram(samples[:, 0]),

@@ -1,6 +1,8 @@
-"""The command line: the round trip, and one line and nothing left behind for every bad input."""
+"""The command line: the round trip, what it prints, and arguments that it refuses.
 
-import errno
+For files that it refuses see test_input_faults.py.
+"""
+
 import io
 import json
 import os
@@ -118,73 +120,6 @@ def test_help_and_version_load_nothing_heavy():
         assert word in run.stdout
 
 
-@pytest.mark.parametrize("command", ["compress", "decompress"])
-def test_inputs_that_are_no_files_of_ours(command, tmp_path, capsys, no_codec):
-    (tmp_path / "empty").touch()
-    (tmp_path / "text").write_text("These are not the bytes you are looking for.\n" * 20)
-    os.mkfifo(tmp_path / "pipe")
-    out = tmp_path / "out"
-    expected = {
-        "missing": "No such file or directory",
-        "": "is a directory",
-        "empty": "is empty",
-        "pipe": "is not a regular file",
-        "text": "",
-    }
-    for name, reason in expected.items():
-        line = refusal(capsys, [command, tmp_path / name, out])
-        assert line.startswith(f"jaxsparse: {tmp_path / name}: ") and reason in line
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "pipe", "text"]
-
-
-def test_audio_that_cannot_be_used(tmp_path, capsys, no_codec):
-    samples = voice(4000, 16_000)
-    audio.write_wav(tmp_path / "whole.wav", samples, 16_000)
-    whole = (tmp_path / "whole.wav").read_bytes()
-    (tmp_path / "short.wav").write_bytes(whole[: len(whole) // 2])
-    samples[17, 1] = np.nan
-    soundfile.write(tmp_path / "nan.wav", samples, 16_000, subtype="FLOAT")
-    soundfile.write(tmp_path / "none.wav", samples[:0], 16_000)
-    before = snapshot(tmp_path)
-    for name, reason in {"short": "truncated", "nan": "NaN", "none": "no samples"}.items():
-        path = tmp_path / f"{name}.wav"
-        line = refusal(capsys, ["compress", path, tmp_path / "out.jsac"])
-        assert line.startswith(f"jaxsparse: {path}: ") and reason in line
-    assert snapshot(tmp_path) == before
-
-
-def test_outputs_that_must_not_be_written(wav, tmp_path, capsys, no_codec):
-    target = tmp_path / "target"
-    target.write_bytes(b"precious")
-    link = tmp_path / "link.wav"
-    link.symlink_to(wav)
-    expected = {
-        target: "exists already (--force overwrites it)",
-        tmp_path: "is a directory",
-        tmp_path / "missing" / "out": "there is no directory",
-        target / "out": "Not a directory",
-        link: "is the input itself",
-        tmp_path / ("n" * 300): "too long",
-    }
-    before = snapshot(tmp_path)
-    for path, reason in expected.items():
-        line = refusal(capsys, ["compress", wav, path])
-        assert line.startswith(f"jaxsparse: {path}: ") and reason in line
-    assert "is the input itself" in refusal(capsys, ["compress", wav, wav, "--force"])
-    assert snapshot(tmp_path) == before
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_no_permission(wav, tmp_path, capsys, no_codec):
-    secret = tmp_path / "secret.wav"
-    secret.write_bytes(wav.read_bytes())
-    secret.chmod(0)
-    assert "Permission denied" in refusal(capsys, ["compress", secret, tmp_path / "out"])
-    tmp_path.chmod(0o500)
-    assert "no permission to write" in refusal(capsys, ["compress", wav, tmp_path / "out"])
-    tmp_path.chmod(0o700)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -283,18 +218,6 @@ def test_a_worker_whose_caller_left_ends_quietly():
             worker.stdin.close()
             assert worker.stderr.read() == b""
         assert worker.returncode == 0
-
-
-def test_disk_full(compressed, tmp_path, capsys, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    target = tmp_path / "out.wav"
-    target.write_bytes(b"precious")
-    line = refusal(capsys, ["decompress", compressed, target, "--force"])
-    assert line == f"jaxsparse: {target}: {os.strerror(errno.ENOSPC)}\n"
-    assert snapshot(tmp_path) == {"out.wav": b"precious"}
 
 
 def test_control_c_is_quiet(wav, tmp_path, capsys, monkeypatch):
