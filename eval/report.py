@@ -1,5 +1,6 @@
 """Means, tables and plots of an evaluation, beside what the thesis reports."""
 
+import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from eval.rows import Row
+from jaxsparse.audio import atomic_write
 from jaxsparse.metrics import Metric
 
 Phases: TypeAlias = Literal["all", "75", "70", "65", "60", "kept", "none"]
@@ -197,7 +199,7 @@ def _plot_sparsities(groups: Sequence[Row], metric: str, path: Path) -> None:
     for group in groups:
         if group["phases"] == "all":
             lines.setdefault(_label(group), []).append(group)
-    figure, axes = _axes("sparsity (%)", TITLES[metric])
+    figure, axes = _axes(TITLES[metric])
     for label, points in lines.items():
         x = [100 * point["sparsity"] for point in points]
         _draw(axes, x, [point[metric] for point in points], label)
@@ -214,7 +216,7 @@ def _plot_phases(groups: Sequence[Row], metric: str, path: Path) -> None:
     for group in groups:
         if group["method"] in methods and group["mask"] == "random" and not group["keep_observed"]:
             lines.setdefault(PHASES_TITLES[group["phases"]], []).append(group)
-    figure, axes = _axes("sparsity (%)", TITLES[metric])
+    figure, axes = _axes(TITLES[metric])
     for label, points in lines.items():
         x = [100 * point["sparsity"] for point in points]
         _draw(axes, x, [point[metric] for point in points], f"phases: {label}")
@@ -227,12 +229,12 @@ def _label(group: Row) -> str:
     return f"{kind}, {group['mask']} masks{put_back}"
 
 
-def _axes(xlabel: str, ylabel: str) -> tuple[Any, Any]:
+def _axes(ylabel: str) -> tuple[Any, Any]:
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure((7, 4.5), layout="constrained")
+    figure = matplotlib.figure.Figure((9, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlabel=xlabel, ylabel=f"{ylabel}, mean and standard error")
+    axes.set(xlabel="sparsity (%)", ylabel=f"{ylabel}, mean and standard error")
     axes.grid(alpha=0.3)
     return figure, axes
 
@@ -244,6 +246,8 @@ def _draw(axes: Any, x: Sequence[float], values: Sequence[dict[str, Any]], label
 
 
 def _save(figure: Any, axes: Any, path: Path) -> None:
-    if axes.lines or axes.containers:
-        axes.legend(fontsize="small")
-    figure.savefig(path, dpi=100)
+    axes.set_xticks(sorted({x for line in axes.lines for x in line.get_xdata()}))
+    figure.legend(loc="outside right upper", fontsize="small")
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", dpi=100)
+        atomic_write(path, buffer.getvalue())

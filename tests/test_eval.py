@@ -405,15 +405,22 @@ with RowFile(pathlib.Path({str(tmp_path / "run")!r}), {{"a": int, "b": str}}, {{
 
 
 def test_plots_show_the_means(data, tmp_path, monkeypatch):
-    drawn = {}
+    drawn, figures = {}, []
+    savefig = matplotlib.figure.Figure.savefig
 
-    def note(figure, path, **_):
-        (axes,) = figure.axes
-        drawn[Path(path).name] = {
+    def note(figure, *args, **kwargs):
+        figures.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    def name(path, content):
+        (axes,) = figures.pop().axes
+        drawn[path.name] = {
             box.get_label(): box.lines[0].get_ydata().tolist() for box in axes.containers
         }
+        assert content.startswith(b"\x89PNG")
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", note)
+    monkeypatch.setattr(report, "atomic_write", name)
     summary = reconstruction.run(
         settings(data, scores=True, phases=("all", "60"), out=tmp_path / "run", seeds=(0,))
     )
