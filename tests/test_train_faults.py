@@ -154,6 +154,15 @@ class Process:
     def is_writing(self):
         return any(self.workdir.glob("checkpoints/*.unfinished*"))
 
+    def hold_while_writing(self, rng):
+        """Stops the process at some moment of a checkpoint's being written."""
+        while self.wait_for(self.is_writing):
+            time.sleep(rng.uniform(0, 0.05))
+            self.process.send_signal(signal.SIGSTOP)
+            if self.is_writing():
+                return
+            self.process.send_signal(signal.SIGCONT)
+
     def end(self, number=None):
         """Sends the signal, if one is given; returns the exit status and the lines on stderr."""
         if number is not None:
@@ -174,8 +183,7 @@ def kill_at(process, moment, rng):
         process.wait_for(lambda: process.rows() > rows + rng.randrange(2))
         time.sleep(rng.uniform(0, 0.05))
     else:
-        process.wait_for(process.is_writing)
-        time.sleep(rng.uniform(0, 0.03))
+        process.hold_while_writing(rng)
     status, _ = process.end(signal.SIGKILL)
     assert status in (0, -signal.SIGKILL)
     return status != 0
