@@ -43,7 +43,7 @@ from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
-from jaxsparse.errors import AudioError, JaxsparseError
+from jaxsparse.errors import AudioError, JaxsparseError, describe
 from jaxsparse.interpolate import Interpolation, interpolate
 from jaxsparse.masks import count_observed, mixed_mask, random_mask
 from jaxsparse.metrics import Metric, Score, ScorePool, mse
@@ -510,13 +510,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = tyro.cli(Settings, description=__doc__, args=argv)
     try:
         summary = run(settings)
+        print(json.dumps(summary, indent=1) if settings.json else report.table(summary), flush=True)
     except (JaxsparseError, OSError) as error:
-        print(f"eval.reconstruction: {error}", file=sys.stderr)
+        print(f"eval.reconstruction: {describe(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("eval.reconstruction: stopped; the same command goes on", file=sys.stderr)
         return 130
-    print(json.dumps(summary, indent=1) if settings.json else report.table(summary))
     return 0
 
 

@@ -352,5 +352,5 @@ def _atomic_write(path: str | os.PathLike[str], parts: Iterable[bytes | memoryvi
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename, error.filename2 = os.fspath(path), None
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxsparse.errors import JaxsparseError
+from jaxsparse.errors import JaxsparseError, one_line
 
 REFUSED = 2
 INTERRUPTED = 130
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.command(arguments)
     except _RefusedError as error:
-        print(f"jaxsparse: {_one_line(str(error))}", file=sys.stderr)
+        print(f"jaxsparse: {one_line(str(error))}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -134,7 +134,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             version=_version(),
             report=_step,
         )
-    _say(_one_line(f"{page}: the page to open in a browser"))
+    _say(one_line(f"{page}: the page to open in a browser"))
 
 
 def _check_input(path: Path) -> None:
@@ -225,11 +225,6 @@ def _importing() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _one_line(text: str) -> str:
-    """Escapes what a file's name may hold and a line of output may not."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 @contextmanager
 def _progress(description: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal where there are several segments, and nothing elsewhere."""
@@ -299,7 +294,7 @@ class _Parser(argparse.ArgumentParser):
     """Refuses in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(REFUSED, f"jaxsparse: {_one_line(message)} (see {self.prog} --help)\n")
+        self.exit(REFUSED, f"jaxsparse: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,6 @@
-"""Exceptions that the package raises for input it refuses."""
+"""Exceptions that the package raises for input it refuses, and how commands report them."""
+
+import os
 
 
 class JaxsparseError(ValueError):
@@ -11,3 +13,15 @@ class AudioError(JaxsparseError):
 
 class ContainerError(JaxsparseError):
     """Bytes that are not a whole, unaltered ``.jsac`` file of a known version."""
+
+
+def describe(error: BaseException) -> str:
+    """Says in one line what is wrong, beginning with the file where the error knows it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    return one_line(str(error))
+
+
+def one_line(text: str) -> str:
+    """Escapes what a file's name may hold and a line of output may not."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -291,7 +291,7 @@ class Log:
             try:
                 from tensorboardX import SummaryWriter
             except ModuleNotFoundError:
-                raise ValueError("--tensorboard needs jaxsparse[tensorboard]") from None
+                raise SettingsError("--tensorboard needs jaxsparse[tensorboard]") from None
 
             self._events = SummaryWriter(str(self.settings.workdir))
         return self

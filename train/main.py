@@ -17,7 +17,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from jaxsparse.errors import JaxsparseError
+from jaxsparse.errors import JaxsparseError, describe
 
 EXIT_CODES = {signal.SIGTERM: getattr(os, "EX_TEMPFAIL", 75), signal.SIGINT: 130}
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return _train(argv, signals)
         except (JaxsparseError, OSError, FloatingPointError) as error:
-            print(f"train: {_described(error)}", file=sys.stderr)
+            print(f"train: {describe(error)}", file=sys.stderr)
             return 2
 
 
@@ -74,12 +74,6 @@ class StopSignals:
             os._exit(self.exit_code)
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
-
-
-def _described(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
 
 
 def _train(argv: list[str], signals: StopSignals) -> int:

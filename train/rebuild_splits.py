@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from jaxsparse.errors import describe
+
 SPLITS = Path(__file__).parent / "splits"
 
 
@@ -29,6 +31,9 @@ def rebuild(librispeech: Path, target: Path) -> int:
             links[target / split.stem / name] = found.resolve()
     for link, source in links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
+        # Also one that leads nowhere, as to a LibriSpeech that has moved.
+        if link.is_symlink():
+            link.unlink()
         if not link.exists():
             link.symlink_to(source)
     return len(links)
@@ -44,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         count = rebuild(arguments.librispeech, arguments.data)
     except OSError as error:
-        print(f"rebuild_splits: {error}", file=sys.stderr)
+        print(f"rebuild_splits: {describe(error)}", file=sys.stderr)
         return 2
     print(f"{count} utterances below {arguments.data}")
     return 0

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from jaxsparse.audio import open_audio, read_audio
 from jaxsparse.data.folder import CLIP_SAMPLES
-from jaxsparse.errors import AudioError, JaxsparseError
+from jaxsparse.errors import AudioError, JaxsparseError, describe
 from jaxsparse.types import SAMPLE_RATE
 
 FOLDER = "flickr_audio"
@@ -649,7 +649,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = prepare(arguments.manual_dir, arguments.data_dir, config)
         print(summary(folder))
     except (JaxsparseError, OSError, ValueError) as error:
-        print(f"jaxsparse.data.flickr8k: {error}", file=sys.stderr)
+        print(f"jaxsparse.data.flickr8k: {describe(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

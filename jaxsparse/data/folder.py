@@ -49,7 +49,7 @@ def find_audio(root: str | os.PathLike[str]) -> list[Path]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
                 found.append(Path(directory, name))
     if not found:
-        raise AudioError("no audio files below this directory")
+        raise AudioError(f"{root}: no audio files below this directory")
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
