@@ -1,5 +1,6 @@
 """What happens to a run on real machines: kills, full disks, other data, NaN."""
 
+import contextlib
 import csv
 import dataclasses
 import errno
@@ -126,6 +127,8 @@ class Process:
 
     def __init__(self, settings, cache, *more):
         self.workdir = settings.workdir
+        # What a killed process left half-written stays until the next checkpoint is saved.
+        self.left = self.unfinished()
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -151,8 +154,15 @@ class Process:
         path = self.workdir / "log.csv"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
+    def unfinished(self):
+        found = set()
+        for path in self.workdir.glob("checkpoints/*.unfinished*"):
+            with contextlib.suppress(FileNotFoundError):
+                found.add((path.name, path.stat().st_mtime_ns))
+        return found
+
     def is_writing(self):
-        return any(self.workdir.glob("checkpoints/*.unfinished*"))
+        return bool(self.unfinished() - self.left)
 
     def hold_while_writing(self, rng):
         """Stops the process at some moment of a checkpoint's being written."""
@@ -193,8 +203,8 @@ def run_with_kills(settings, cache, moments, rng):
     """Kills a run at each of the moments, starting it again in between, and lets it end.
 
     Returns:
-        The kills, those among them that left a checkpoint half-written, and those after which the
-        next process found a checkpoint.
+        The kills, those among them that came while a checkpoint was being written, and those after
+        which the next process found a checkpoint.
     """
     counts = {"kills": 0, "while_writing": 0, "resumed": 0}
     before = None
@@ -210,7 +220,7 @@ def run_with_kills(settings, cache, moments, rng):
     assert status == 0, errors
     assert (f"resuming at step {before}" in errors) == bool(before)
     assert not any("damaged" in line for line in errors)
-    assert not process.is_writing()
+    assert not process.unfinished()
     return counts
 
 
