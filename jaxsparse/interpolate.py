@@ -5,11 +5,8 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
-from scipy.interpolate import (
-    CloughTocher2DInterpolator,
-    LinearNDInterpolator,
-    NearestNDInterpolator,
-)
+from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial import Delaunay, QhullError
 from threadpoolctl import ThreadpoolController
 
@@ -42,13 +39,13 @@ def interpolate(
     """
     if method != "nearest" and method not in _PIECEWISE:
         raise ValueError(f"unknown interpolation {method!r}")
-    kept, hidden = np.argwhere(mask), np.argwhere(~mask)
     values = spectrogram[mask].astype(np.float64)
-    if not len(kept):
+    if not values.size:
         raise ValueError("no bin is kept")
     if not np.isfinite(values).all():
         raise ValueError("a kept bin is not finite")
-    filled = np.full(len(hidden), np.nan)
+    nearest = np.asarray(distance_transform_edt(~mask, return_distances=False, return_indices=True))
+    result = spectrogram[nearest[0], nearest[1]].astype(np.float32)
     triangles = None
     if method != "nearest":
         triangles = _triangulate(np.packbits(mask).tobytes(), mask.shape)
@@ -56,12 +53,9 @@ def interpolate(
         # SciPy solves a tiny system for each triangle; where other work is on the cores, BLAS's
         # threads waiting for one another make that a hundred times slower.
         with _threads().limit(limits=1, user_api="blas"):
-            filled = _PIECEWISE[method](triangles, values)(hidden)
-    outside = np.isnan(filled)
-    if outside.any():
-        filled[outside] = NearestNDInterpolator(kept, values)(hidden[outside])
-    result = spectrogram.astype(np.float32)
-    result[~mask] = filled.clip(values.min(), values.max())
+            filled = _PIECEWISE[method](triangles, values)(np.argwhere(~mask))
+        filled = filled.clip(values.min(), values.max())
+        result[~mask] = np.where(np.isnan(filled), result[~mask], filled)
     return result
 
 
