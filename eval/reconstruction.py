@@ -277,9 +277,6 @@ def evaluate(
     done: set[tuple],
 ) -> Iterator[Row]:
     """Rows that are not `done` yet, while the pool scores and the device goes on."""
-    synthesize = make_synthesis(
-        settings.phases, settings.n_samples, settings.griffin_lim_iterations
-    )
     parts: dict[tuple, list[Row]] = {}
     failed: list[Row] = []
     queue: deque[Pending] = deque()
@@ -302,7 +299,7 @@ def evaluate(
 
     left = segments()
     while batch := list(itertools.islice(left, settings.batch)):
-        for pending in _process(settings, batch, methods, synthesize, pool, done):
+        for pending in _process(settings, batch, methods, pool, done):
             queue.append(pending)
             while len(queue) > MAX_PENDING:
                 yield from finish(queue.popleft())
@@ -327,7 +324,6 @@ def _process(
     settings: Settings,
     batch: Sequence[Segment],
     methods: Sequence[Method],
-    synthesize: Callable,
     pool: ScorePool,
     done: set[tuple],
 ) -> Iterator[Pending]:
@@ -342,6 +338,9 @@ def _process(
         keys = jnp.stack([mask_key(seed, segment.clip.name) for segment in filled])
         observed = draw(method.mask, method.sparsity, dense, keys)
         estimates = method.fill(dense, observed)
+        synthesize = make_synthesis(
+            method.phases, settings.n_samples, settings.griffin_lim_iterations
+        )
         for keep in method.keep_observed:
             made = synthesize(spectra, dense, observed, estimates, keys, keep)
             errors, saved, sounds = jax.device_get(made)
