@@ -1,7 +1,7 @@
 """How well masked spectrograms are filled in, over a set of clips.
 
 ``python -m eval.reconstruction --data $JAXSPARSE_DATA/test --out RUN`` takes the first 77,276
-samples of each clip (zero-padded at the end), draws masks from (seed, clip name), the same ones
+samples of each clip (zero-padded at the end), draws masks from (seed, file name), the same ones
 whatever the method, and fills in what they hide: with the networks, each at the sparsity that it is
 meant for, and with SciPy's interpolation between the kept bins. The sound is made with the original
 phases (all), with those of bins at most 60 to 75 dB below the loudest one (the others are 0), and
@@ -20,6 +20,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import sys
 import zlib
 from collections import deque
@@ -206,8 +207,9 @@ def _check(settings: Settings) -> None:
     for name in ("limit", "batch", "n_samples", "workers", "griffin_lim_iterations"):
         if (value := getattr(settings, name)) is not None and value < 1:
             raise SettingsError(f"{name} must be at least 1")
-    for name in ("seeds", "phases"):
-        if not (values := getattr(settings, name)) or len(set(values)) < len(values):
+    for name in ("seeds", "phases", "networks", "interpolations"):
+        values = getattr(settings, name)
+        if len(set(values)) < len(values) or (not values and name != "interpolations"):
             raise SettingsError(f"{name} needs at least one value, each of them once")
 
 
@@ -264,9 +266,12 @@ def interpolation_fill(kind: Interpolation) -> Fill:
 
 
 def mask_key(seed: int, clip: str) -> jax.Array:
-    """Key of a clip's mask, so that methods are compared on the same masks."""
+    """Key of a clip's mask, so that methods are compared on the same masks.
+
+    It is that of the file's name without folders and extension, and of all of a clip's segments.
+    """
     name = PurePosixPath(clip).stem
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(os.fsencode(name)))
 
 
 def evaluate(
@@ -488,7 +493,7 @@ def _identity(
     names = "\n".join(clip.name for clip in clips)
     values = {k: v for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
     return _jsonable(values) | {
-        "clips": hashlib.sha256(names.encode()).hexdigest(),
+        "clips": hashlib.sha256(os.fsencode(names)).hexdigest(),
         "weights": {method.name: method.weights for method in methods if method.weights},
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from eval.rows import Row
 from jaxsparse.audio import atomic_write
+from jaxsparse.errors import one_line
 from jaxsparse.metrics import Metric
 
 Phases: TypeAlias = Literal["all", "75", "70", "65", "60", "kept", "none"]
@@ -174,7 +175,7 @@ def _missing(rows: Sequence[Row]) -> str:
         return ""
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        names = reasons.setdefault(f"{row['clip']}: {row['reason']}", [])
+        names = reasons.setdefault(one_line(f"{row['clip']}: {row['reason']}"), [])
         names.append(f"{row['metric']} of {row['method']}")
     text = f"\n{len(rows)} remarks on missing values (summary.json has each):\n\n"
     for reason, names in reasons.items():

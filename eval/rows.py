@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 from jaxsparse.audio import atomic_write
+from jaxsparse.errors import JaxsparseError
 
 Row: TypeAlias = dict[str, Any]
+
+
+class RowsError(JaxsparseError):
+    """Rows or settings of a run that can't be read."""
 
 
 class RowFile:
@@ -35,6 +40,7 @@ class RowFile:
         Raises:
             FileExistsError: If the folder holds a run with other settings.
             OSError: If the folder can't be read.
+            RowsError: If what is in it is damaged.
         """
         self.columns = columns
         self.settings = json.loads(json.dumps(settings))
@@ -71,21 +77,27 @@ class RowFile:
         settings = json.dumps(self.settings, indent=1)
         atomic_write(self.path.with_name("settings.json"), settings.encode())
         self.rewrite()
-        self._file = self.path.open("a", newline="")
+        # A clip's name may hold bytes that are no UTF-8.
+        self._file = self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
         return self._file
 
     def rewrite(self) -> None:
         """Writes the file anew, with the rows as they are and in their order."""
         text = ",".join(self.columns) + "\n" + self._lines(self.rows)
-        atomic_write(self.path, text.encode())
+        atomic_write(self.path, text.encode(errors="surrogateescape"))
 
     def _read(self) -> list[Row]:
         if not self.path.exists():
             return []
-        text = self.path.read_text()
+        text = self.path.read_text("utf-8", "surrogateescape")
         whole = text[: text.rfind("\n") + 1]
         lines = csv.DictReader(io.StringIO(whole, newline=""))
-        return [{name: self.columns[name](cell) for name, cell in line.items()} for line in lines]
+        try:
+            return [
+                {name: read(line[name]) for name, read in self.columns.items()} for line in lines
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RowsError(f"{self.path} is damaged: line {lines.line_num}") from error
 
     def _lines(self, rows: Iterable[Row]) -> str:
         text = io.StringIO(newline="")
@@ -107,7 +119,10 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
                 f"{path.parent} holds rows of another program: take another folder"
             )
         return
-    before = json.loads(path.read_text())
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RowsError(f"{path} is damaged") from error
     changed = [name for name in settings | before if settings.get(name) != before.get(name)]
     if changed:
         raise FileExistsError(

@@ -195,7 +195,7 @@ def test_data_sets_of_another_kind_are_refused(tmp_path):
         "no data set of mono audio": {
             "audio": tfds.features.Tensor(shape=(None,), dtype=np.float32, encoding="bytes")
         },
-        "a sample rate of 8000 Hz, not 16000": {"rate": 8_000},
+        "the sample rate is 8000, not 16000 Hz": {"rate": 8_000},
     }
     for message, settings in kinds.items():
         folder = prepare(tmp_path / message, **settings)

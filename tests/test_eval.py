@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -386,6 +387,36 @@ def test_a_folder_with_another_run_is_refused(data, tmp_path, capsys):
     assert "holds rows of another program" in capsys.readouterr().err
 
 
+def test_damaged_rows_are_one_line(data, tmp_path, capsys):
+    out = tmp_path / "run"
+    more = ("--limit", "1", "--out", str(out))
+    assert reconstruction.main(flags(data, *more)) == 0
+    whole = {name: (out / name).read_text() for name in ("rows.csv", "settings.json")}
+    for name, damaged in (
+        ("rows.csv", whole["rows.csv"].replace(",3,mixed", ",three,mixed", 1)),
+        ("rows.csv", "what\nis this\n"),
+        ("settings.json", whole["settings.json"][:-9]),
+    ):
+        (out / name).write_text(damaged)
+        capsys.readouterr()
+        assert reconstruction.main(flags(data, *more)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"eval.reconstruction: {out / name} is damaged")
+        (out / name).write_text(whole[name])
+    assert reconstruction.main(flags(data, *more)) == 0
+
+
+def test_names_that_are_no_utf8(data, tmp_path, capsys):
+    (data / "0" / "clip0.flac").rename(os.fsdecode(os.fsencode(data / "0") + b"/cl\xffp.flac"))
+    out = tmp_path / "run"
+    for _ in range(2):
+        assert reconstruction.main(flags(data / "0", "--json", "--out", str(out))) == 0
+    (out / "summary.json").unlink()
+    (out / "rows.csv").write_bytes((out / "rows.csv").read_bytes()[:-20])
+    assert reconstruction.main(flags(data / "0", "--out", str(out))) == 0
+    assert (out / "rows.csv").read_bytes().count(b"cl\xffp.flac") == 3
+
+
 def test_rows_on_a_full_disk(tmp_path):
     code = f"""
 import pathlib, resource, signal
@@ -459,6 +490,8 @@ def test_command_line(data, capsys):
         (("--seeds", "1", "1"), "seeds needs at least one value, each of them once"),
         (("--split", "test"), "not a prepared data set"),
         (("--networks", "huge"), "no network is named 'huge'"),
+        (("--networks", "mixed", "mixed"), "networks needs at least one value, each of them once"),
+        (("--networks",), "networks needs at least one value"),
     ],
 )
 def test_bad_settings_are_one_line(data, monkeypatch, capsys, more, fault):

@@ -149,7 +149,13 @@ def _run_steps(
                     f"stopped at step {log.step} of {settings.steps}, which is saved in "
                     f"{settings.workdir}; the same command with --resume goes on"
                 )
-            audio = next(batches)["audio"]
+            try:
+                audio = next(batches)["audio"]
+            except RuntimeError:
+                # The terminal's Ctrl-C also ends the processes that read ahead.
+                if stop():
+                    continue
+                raise
             state, loss = step(state, audio)
             log.add(loss)
             if log.step % settings.checkpoint_every == 0 or log.step == settings.steps:

@@ -195,6 +195,8 @@ def _prepared_clips(directory: Path, split: str) -> tuple[Clip, ...]:
     if len(errors) == len(clips):
         reason = errors[0] if errors else "it is empty"
         raise AudioError(f"{directory}: nothing of split {split!r} can be read: {reason}")
+    if len({clip.name for clip in clips}) < len(clips):
+        raise AudioError(f"{directory}: several clips of split {split!r} have the same name")
     return tuple(sorted(clips, key=lambda clip: clip.name))
 
 
@@ -219,9 +221,9 @@ def _open_split(directory: Path, split: str) -> Any:
     audio = features["audio"] if features is not None and "audio" in features else None
     if getattr(audio, "shape", None) != (None,) or getattr(audio, "np_dtype", None) != np.int16:
         raise AudioError(f"{directory}: no data set of mono audio of 16 bits")
-    rate = (builder.info.metadata or {}).get("sample_rate", SAMPLE_RATE)
+    rate = (builder.info.metadata or {}).get("sample_rate", "unknown")
     if rate != SAMPLE_RATE:
-        raise AudioError(f"{directory}: a sample rate of {rate} Hz, not {SAMPLE_RATE}")
+        raise AudioError(f"{directory}: the sample rate is {rate}, not {SAMPLE_RATE} Hz")
     try:
         source = builder.as_data_source(split)
         length = len(source)

@@ -587,6 +587,8 @@ def prepare(
     manual_dir, data_dir = Path(manual_dir), Path(data_dir)
     if not manual_dir.is_dir():
         raise CorpusError(f"{manual_dir}: no such directory")
+    if not any(manual_dir.iterdir()):
+        raise CorpusError(f"{manual_dir}: neither a folder {FOLDER} nor {ARCHIVE}")
     config = config or SplitConfig()
     known: dict[str, Any] = {known.name: known for known in Flickr8kAudio.BUILDER_CONFIGS}
     config = known.get(config.name, config)
