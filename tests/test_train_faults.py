@@ -140,6 +140,7 @@ class Process:
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def wait_for(self, condition):
@@ -280,6 +281,19 @@ def test_a_signal_saves_the_step_and_the_end_is_the_same(
     assert newest_step(settings) == step
     assert main.main(arguments(settings, "--resume")) == 0
     assert End(settings.workdir) == whole
+
+
+def test_a_signal_that_the_readers_get_too_saves_the_step(settings, cache):
+    """As Ctrl-C in a terminal and the end of a service do."""
+    long = dataclasses.replace(settings, steps=100_000, checkpoint_every=100_000, log_every=1)
+    process = Process(long, cache, "--workers", "1")
+    assert process.wait_for(lambda: process.rows() > 3)
+    os.killpg(process.process.pid, signal.SIGTERM)
+    status, errors = process.end()
+    assert status == 75, errors
+    step = newest_step(long)
+    assert step is not None and step >= 3
+    assert any(line.startswith(f"train: stopped at step {step} of ") for line in errors)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
