@@ -217,6 +217,8 @@ def _plot_phases(groups: Sequence[Row], metric: str, path: Path) -> None:
     for group in groups:
         if group["method"] in methods and group["mask"] == "random" and not group["keep_observed"]:
             lines.setdefault(PHASES_TITLES[group["phases"]], []).append(group)
+    if not lines:
+        return
     figure, axes = _axes(TITLES[metric])
     for label, points in lines.items():
         x = [100 * point["sparsity"] for point in points]

@@ -17,8 +17,9 @@ class ContainerError(JaxsparseError):
 
 def describe(error: BaseException) -> str:
     """Says in one line what is wrong, beginning with the file where the error knows it."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    if isinstance(error, OSError) and error.strerror:
+        file = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return one_line(file + error.strerror)
     return one_line(str(error))
 
 

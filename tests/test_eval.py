@@ -473,6 +473,13 @@ def test_plots_show_the_means(data, tmp_path, monkeypatch):
     }
 
 
+def test_no_plot_is_drawn_without_a_line(data, tmp_path):
+    choice = {"networks": ("mixed",), "phases": ("all", "60"), "scores": True, "seeds": (0,)}
+    reconstruction.run(settings(data / "0", out=tmp_path / "run", **choice))
+    names = {path.name for path in (tmp_path / "run").glob("*.png")}
+    assert names == {"mse.png", "pesq.png", "stoi.png"}
+
+
 def test_command_line(data, capsys):
     assert reconstruction.main(flags(data, "--limit", "1", "--json")) == 0
     summary = json.loads(capsys.readouterr().out)

@@ -79,7 +79,8 @@ class StopSignals:
 def _train(argv: list[str], signals: StopSignals) -> int:
     # First, since some of the imports give the root logger a handler where there is none.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for library in ("absl", "jax"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     # Imported here: they take seconds, in which a signal should already be heeded.
     import tyro
 
