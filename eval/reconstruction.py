@@ -86,7 +86,7 @@ class Settings:
     out: Path | None = None
     """Folder for rows.csv, summary.json, table.md and plots; a run in it is resumed."""
     split: str | None = None
-    """Split of a prepared data set."""
+    """Split of a prepared data set, by default train."""
     networks: tuple[str, ...] = pretrained.NAMES
     """Shipped networks to evaluate."""
     params: Path | None = None
@@ -509,17 +509,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line.
 
     Returns:
-        0, 2 where something was refused, 130 after Ctrl-C.
+        0, 1 if the reader of the output has left, 2 where something was refused, 130 after
+        Ctrl-C.
     """
-    settings = tyro.cli(Settings, description=__doc__, args=argv)
+    settings = tyro.cli(
+        Settings, prog="python -m eval.reconstruction", description=__doc__, args=argv
+    )
     try:
         summary = run(settings)
         print(json.dumps(summary, indent=1) if settings.json else report.table(summary), flush=True)
+    except BrokenPipeError:
+        # The reader of our output has left; the interpreter's own flush mustn't complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (JaxsparseError, OSError) as error:
         print(f"eval.reconstruction: {describe(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("eval.reconstruction: stopped; the same command goes on", file=sys.stderr)
+        hint = "the same command goes on" if settings.out else "without --out nothing is kept"
+        print(f"eval.reconstruction: stopped; {hint}", file=sys.stderr)
         return 130
     return 0
 

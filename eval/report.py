@@ -101,9 +101,12 @@ def table(summary: dict[str, Any]) -> str:
     if fewer:
         text += "\n## Fewer phases\n\n"
         text += _phases_table(groups, [metric for metric in metrics if metric != "mse"])
-    text += f"\n{summary['clips']} clips; mean ± standard error over clips"
-    text += f", seeds {_words(summary['settings']['seeds'])} averaged first.\n"
-    text += (
+    settings, clips = summary["settings"], summary["clips"]
+    split = f" of {settings['split']}" if settings["split"] else ""
+    text += f"\n{clips} clip{'s' * (clips != 1)}{split}; mean ± standard error over clips"
+    text += f", seeds {_words(settings['seeds'])} averaged first.\n" * (len(settings["seeds"]) > 1)
+    text += ".\n" * (len(settings["seeds"]) == 1)
+    text += any(map(_thesis, groups)) * (
         "\n(1) One clip of another corpus, random masks, no bins put back; the band of its PESQ is "
         "not given. The mean STOI over 2,500 clips at 95 % is 0.81; its other means are drawn only."
         "\n"

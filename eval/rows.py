@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -43,6 +45,8 @@ class RowFile:
             RowsError: If what is in it is damaged.
         """
         self.columns = columns
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
         self.settings = json.loads(json.dumps(settings))
         self.path = out / "rows.csv"
         _check_settings(out / "settings.json", self.settings)
@@ -123,7 +127,11 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RowsError(f"{path} is damaged") from error
-    changed = [name for name in settings | before if settings.get(name) != before.get(name)]
+    changed = [
+        f"{name} ({before.get(name)}, now {settings.get(name)})"
+        for name in settings | before
+        if settings.get(name) != before.get(name)
+    ]
     if changed:
         raise FileExistsError(
             f"{path.parent} holds a run with another {', '.join(changed)}: take another folder"

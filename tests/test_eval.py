@@ -379,7 +379,8 @@ def test_a_folder_with_another_run_is_refused(data, tmp_path, capsys):
     assert reconstruction.main(flags(data, *more, "--seeds", "4")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"eval.reconstruction: {out} holds a run with another seeds: take another folder"
+        f"eval.reconstruction: {out} holds a run with another seeds ([3], now [4]): "
+        "take another folder"
     )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "settings.json").unlink()
@@ -497,6 +498,7 @@ def test_command_line(data, capsys):
         (("--seeds", "1", "1"), "seeds needs at least one value, each of them once"),
         (("--split", "test"), "not a prepared data set"),
         (("--networks", "huge"), "no network is named 'huge'"),
+        (("--out", __file__), f"{__file__}: Not a directory"),
         (("--networks", "mixed", "mixed"), "networks needs at least one value, each of them once"),
         (("--networks",), "networks needs at least one value"),
     ],

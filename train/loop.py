@@ -103,6 +103,8 @@ def train(
         if found:
             _check_clips(found, identity["clips"], settings)
             _log.info("resuming at step %d", found.step)
+        elif settings.resume:
+            _log.info("%s holds no run: starting anew", settings.workdir)
         settings.workdir.mkdir(parents=True, exist_ok=True)
         config = SparseCNNConfig(kernel_gradient=settings.kernel_gradient)
         optimizer = make_optimizer(settings)

@@ -41,10 +41,18 @@ def rebuild(librispeech: Path, target: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the flags; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m train.rebuild_splits", description=(__doc__ or "").split("\n\n")[1]
+    )
     parser.add_argument("librispeech", type=Path, help="the folder that holds the subsets")
     data = os.environ.get("JAXSPARSE_DATA")
-    parser.add_argument("--data", type=Path, default=data, required=data is None)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=data,
+        required=data is None,
+        help="where the links go (default: $JAXSPARSE_DATA)",
+    )
     arguments = parser.parse_args(argv)
     try:
         count = rebuild(arguments.librispeech, arguments.data)
