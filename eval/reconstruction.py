@@ -12,7 +12,7 @@ MSE over all bins, PESQ in both bands, STOI and extended STOI are reported as me
 error over the clips, a clip's seeds averaged first. What can't be scored is listed with its reason.
 
 RUN gets rows.csv, summary.json, table.md and plots. A run that was stopped goes on where it was
-when the same command is given again. A clip takes about half a minute on two cores.
+when the same command is given again. A clip takes some forty seconds on two cores.
 """
 
 import functools
