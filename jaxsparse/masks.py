@@ -6,7 +6,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt, UInt8
 
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram
 
@@ -38,7 +38,11 @@ def sparsity(mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
 
 
 def random_mask(
-    key: PRNGKey, shape: tuple[int, ...], count: int | Int[Array, ""]
+    key: PRNGKey,
+    shape: tuple[int, ...],
+    count: int | Int[Array, ""],
+    *,
+    within: Bool[Array, "..."] | None = None,
 ) -> Bool[Array, "..."]:
     """Keeps `count` entries, drawn uniformly; batches are drawn by ``vmap`` over keys.
 
@@ -46,6 +50,7 @@ def random_mask(
         key: Of the draw.
         shape: Of the mask.
         count: Number of ones, from 0 to the number of entries.
+        within: Entries to draw from, at least `count` of them, which is not checked.
 
     Returns:
         A mask of that shape with exactly `count` ones.
@@ -53,7 +58,11 @@ def random_mask(
     Raises:
         ValueError: If `count` is not in that range; a traced one is not checked.
     """
-    return _top_k(jax.random.bits(key, shape, jnp.uint32), count)
+    ranks = jax.random.bits(key, shape, jnp.uint32)
+    if within is not None:
+        # The lowest rank of all for what is not to be drawn.
+        ranks = jnp.where(within, jnp.maximum(ranks, 1), jnp.uint32(0))
+    return project_ranks(ranks, count)
 
 
 def project_to_count(
@@ -79,7 +88,7 @@ def project_to_count(
     bits = lax.bitcast_convert_type(scores, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     ranks = jnp.where(bits > sign, ~bits, bits | sign)
-    return _top_k(jnp.where(jnp.isnan(scores), jnp.uint32(0), ranks), count)
+    return project_ranks(jnp.where(jnp.isnan(scores), jnp.uint32(0), ranks), count)
 
 
 def loudest_mask(spectrogram: Spectrogram, count: int | Int[Array, ""]) -> HardMask:
@@ -103,22 +112,47 @@ def mixed_mask(key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, "
     Raises:
         ValueError: If `count` is not in that range; a traced one is not checked.
     """
-    _check_count(count, spectrogram.size)
+    check_count(count, spectrogram.size)
     loudest = loudest_mask(spectrogram, count // 2)
-    keys = jax.random.bits(key, spectrogram.shape, jnp.uint32)
-    # The lowest rank of all for what is taken already.
-    others = _top_k(jnp.where(loudest, jnp.uint32(0), jnp.maximum(keys, 1)), count - count // 2)
-    return loudest | others
+    return loudest | random_mask(key, spectrogram.shape, count - count // 2, within=~loudest)
 
 
-def _check_count(count: int | Int[Array, ""], size: int) -> None:
+def pack_mask(mask: Bool[Array, "*shape"]) -> UInt8[Array, " W"]:
+    """A mask as bits, eight to a byte in row-major order, zero-padded: ``W = ceil(size / 8)``."""
+    return jnp.packbits(mask.ravel())
+
+
+def unpack_mask(bits: UInt8[Array, " W"], shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """The mask of that shape which `pack_mask` packed.
+
+    Raises:
+        ValueError: If the number of bytes is not that of the shape.
+    """
+    size = math.prod(shape)
+    if bits.size != -(-size // 8):
+        raise ValueError(f"a mask of shape {shape} has {-(-size // 8)} bytes, not {bits.size}")
+    return jnp.unpackbits(bits, count=size).astype(bool).reshape(shape)
+
+
+def check_count(count: int | Int[Array, ""], size: int) -> None:
+    """Refuses a count that a mask of `size` entries can't keep; a traced one is not checked.
+
+    Raises:
+        ValueError: If it is not from 0 to `size`.
+    """
     if isinstance(count, int) and not 0 <= count <= size:
         raise ValueError(f"a mask of {size} entries can't keep {count}")
 
 
-def _top_k(ranks: UInt[Array, "*shape"], count: int | Int[Array, ""]) -> Bool[Array, "*shape"]:
-    """The `count` highest of 32-bit ranks, the first ones among equals."""
-    _check_count(count, ranks.size)
+def project_ranks(
+    ranks: UInt[Array, "*shape"], count: int | Int[Array, ""]
+) -> Bool[Array, "*shape"]:
+    """Keeps the `count` highest of 32-bit ranks, the first ones among equals.
+
+    Raises:
+        ValueError: If `count` is not from 0 to the number of entries; a traced one is not checked.
+    """
+    check_count(count, ranks.size)
     count = jnp.asarray(count, jnp.int32)
 
     def refine(i: Array, threshold: Array) -> Array:

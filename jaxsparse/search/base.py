@@ -1,0 +1,498 @@
+"""What searches for masks have in common: the contract, the archive and the loop.
+
+A search is a pair of pure functions over a state, as an optax optimizer or a blackjax sampler is::
+
+    state = search.init(key)
+    state, info = search.step(key, state)
+
+and knows of its problem only an objective, ``mask -> (loss, aux)``, which it minimizes. `run` calls
+`step` in compiled loops, with progress, budgets and checkpoints between them.
+
+Functions that hold arrays are `jax.tree_util.Partial`, whose arrays are arguments of what is
+compiled: another clip of the same shape then compiles nothing anew. A plain closure works as well,
+but a new one is a new function to the compiler, with its arrays as constants.
+"""
+
+import functools
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, UInt8
+from tqdm import tqdm
+
+from jaxsparse.masks import unpack_mask
+from jaxsparse.types import Mask, PRNGKey
+
+# A compiled call of `run` takes about as long: short enough for a bar, budgets and Ctrl-C.
+CALL_SECONDS = 3.0
+# and has at most as many steps, unless everything is one call.
+CALL_STEPS = 500
+# Between two checkpoints.
+SAVE_SECONDS = 60.0
+# What `init` folds into the key; steps fold in their number.
+_INIT = np.uint32(2**32 - 1)
+# Of the memory that is free, for individuals evaluated together.
+_MEMORY_SHARE = 4
+# More at a time is no faster on a CPU, whose caches it leaves.
+_CPU_CHUNK_BYTES = 1 << 26
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What is minimized, as a pure function of one mask that can be traced.
+
+    A search evaluates many masks by ``vmap``. A score to be maximized enters negated.
+    """
+
+    def __call__(self, mask: Mask) -> tuple[Float[Array, ""], Any]:
+        """Evaluates a mask.
+
+        Args:
+            mask: Hard (bool), or soft (float) where a search relaxes it.
+
+        Returns:
+            The loss, NaN where there is none, and a tree of arrays that is archived with the best
+            mask (None if there is nothing to say).
+        """
+        ...
+
+
+class HostObjective(NamedTuple):
+    """An objective that must leave the device, over a whole population.
+
+    Attributes:
+        score: From packed masks [P, W] (see `jaxsparse.masks.pack_mask`) to losses [P] and aux, a
+            tree of arrays with leading axis P; never traced.
+    """
+
+    score: Callable[[UInt8[Array, "P W"]], tuple[Any, Any]]
+
+
+class Best(NamedTuple):
+    """The best hard mask so far; a search's state has it as `best`."""
+
+    bits: UInt8[Array, "*batch W"]
+    """Packed, with exactly the count of ones that was asked for."""
+    loss: Float[Array, "*batch"]
+    """Of that hard mask; inf while no mask had a loss."""
+    aux: Any
+    """What the objective gave with it."""
+
+
+class State(Protocol):
+    """What every search's state, a NamedTuple of arrays, has."""
+
+    @property
+    def best(self) -> Best:
+        """The archive; its loss never rises."""
+        ...
+
+
+class Info(Protocol):
+    """What every search's info, a NamedTuple of arrays, has; `run` stacks them as history."""
+
+    @property
+    def best(self) -> Float[Array, ""]:
+        """Loss of the archived mask."""
+        ...
+
+
+Init: TypeAlias = Callable[[PRNGKey], Any]
+Step: TypeAlias = Callable[[PRNGKey, Any], tuple[Any, Any]]
+
+
+class Search(NamedTuple):
+    """A search: ``init(key) -> state`` and ``step(key, state) -> (state, info)``, both pure."""
+
+    init: Init
+    step: Step
+    initial_evaluations: int = 1
+    """Masks that `init` evaluates."""
+    evaluations: int = 1
+    """Masks that a step evaluates."""
+    on_host: bool = False
+    """Whether its objective leaves the device, so that it can't be traced as a whole."""
+
+
+class Result(NamedTuple):
+    """How a run ended."""
+
+    state: Any
+    history: dict[str, np.ndarray]
+    """The infos' fields, stacked: arrays on the host with the number of steps first."""
+    steps: int
+    evaluations: int
+    seconds: float
+    """Of this run and those that it resumed."""
+
+    @property
+    def best(self) -> Best:
+        """The archive of the last state."""
+        return self.state.best
+
+    def mask(self, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+        """The best mask, unpacked; for a batch, with its axis first."""
+        bits = self.best.bits
+        unpack = functools.partial(unpack_mask, shape=shape)
+        return unpack(bits) if bits.ndim == 1 else jax.vmap(unpack)(bits)
+
+
+def empty_archive(n_bytes: int, aux: Any) -> Best:
+    """An archive of nothing.
+
+    Args:
+        n_bytes: Length of the packed masks.
+        aux: A tree of arrays, or their shapes, as the objective gives them for one mask.
+    """
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), aux)
+    return Best(jnp.zeros(n_bytes, jnp.uint8), jnp.float32(jnp.inf), nothing)
+
+
+def archive(best: Best, bits: UInt8[Array, "P W"], losses: Float[Array, " P"], aux: Any) -> Best:
+    """The better of the archive and the best of a population; NaN never wins.
+
+    Args:
+        best: So far.
+        bits: Packed hard masks.
+        losses: Theirs.
+        aux: Theirs, with leading axis P.
+    """
+    losses = worst_if_nan(losses)
+    i = jnp.argmin(losses)
+    newest = Best(bits[i], losses[i], jax.tree.map(lambda leaf: leaf[i], aux))
+    return jax.tree.map(lambda new, old: jnp.where(newest.loss < best.loss, new, old), newest, best)
+
+
+def worst_if_nan(losses: Float[Array, "*P"]) -> Float[Array, "*P"]:
+    """Losses with inf for NaN, as float32."""
+    losses = losses.astype(jnp.float32)
+    return jnp.where(jnp.isnan(losses), jnp.inf, losses)
+
+
+def as_partial(function: Callable) -> Partial:
+    """A function as a tree, so that the arrays of a `Partial` stay arguments under jit."""
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def evaluate(
+    objective: Partial, bits: UInt8[Array, "P W"], shape: tuple[int, ...], chunk: int
+) -> tuple[Float[Array, " P"], Any]:
+    """Losses and aux of packed masks, `chunk` of them unpacked and evaluated at a time."""
+    # As equal as they can be, since a remainder would be compiled for itself.
+    chunk = -(-bits.shape[0] // -(-bits.shape[0] // chunk))
+    return lax.map(lambda packed: objective(unpack_mask(packed, shape)), bits, batch_size=chunk)
+
+
+def chunk_size(objective: Partial, shape: tuple[int, ...], chunk_bytes: int | None = None) -> int:
+    """How many masks may be evaluated at a time.
+
+    Args:
+        objective: It is compiled for one mask, and the compiler asked what that takes.
+        shape: Of a mask.
+        chunk_bytes: What they may take together; by default a quarter of the memory that is free
+            on the device, and on a CPU, where more is no faster, at most 64 MiB.
+
+    Raises:
+        ValueError: If `chunk_bytes` is not positive.
+    """
+    if chunk_bytes is None:
+        chunk_bytes = _free_bytes() // _MEMORY_SHARE
+        if jax.default_backend() == "cpu":
+            chunk_bytes = min(chunk_bytes, _CPU_CHUNK_BYTES)
+    elif chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be positive, not {chunk_bytes}")
+    leaves, structure = jax.tree.flatten(objective)
+    kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return max(chunk_bytes // _bytes_per_mask(structure, kinds, shape), 1)
+
+
+def _free_bytes() -> int:
+    memory = jax.local_devices()[0].memory_stats()
+    if memory and "bytes_limit" in memory:
+        return memory["bytes_limit"] - memory.get("bytes_in_use", 0)
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@functools.lru_cache
+def _bytes_per_mask(structure: Any, kinds: Any, shape: tuple[int, ...]) -> int:
+    objective = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
+    mask = jax.ShapeDtypeStruct(shape, jnp.bool_)
+    compiled = jax.jit(lambda objective, mask: objective(mask)).lower(objective, mask).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    # Unpacking makes a byte of a bit once more.
+    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes) + 2 * math.prod(shape)
+
+
+def batch(make: Callable[[Any], Search], data: Any) -> Search:
+    """Independent searches side by side, by ``vmap``: over clips, settings or islands.
+
+    States, infos and results have the batch as their first axis. Each search gets a key of its
+    own, split from the one that `init` or `step` is given.
+
+    Args:
+        make: Builds a search from one entry of `data`; called while being traced. Arrays that it
+            closes over, such as a network's parameters, are shared and become constants.
+        data: A tree of arrays with a common leading axis; ``jnp.arange(n)`` where all are alike.
+
+    Raises:
+        ValueError: If the search's objective leaves the device.
+    """
+    first = make(jax.tree.map(lambda leaf: leaf[0], data))
+    if first.on_host:
+        raise ValueError("searches whose objective leaves the device can't be batched")
+    n = jax.tree.leaves(data)[0].shape[0]
+    init, step = _batched(make)
+    return Search(
+        Partial(init, data),
+        Partial(step, data),
+        n * first.initial_evaluations,
+        n * first.evaluations,
+    )
+
+
+@functools.lru_cache
+def _batched(make: Callable[[Any], Search]) -> tuple[Callable, Callable]:
+    def split(data: Any, key: PRNGKey) -> Array:
+        return jax.random.split(key, jax.tree.leaves(data)[0].shape[0])
+
+    def init(data: Any, key: PRNGKey) -> Any:
+        return jax.vmap(lambda entry, own: make(entry).init(own))(data, split(data, key))
+
+    def step(data: Any, key: PRNGKey, state: Any) -> tuple[Any, Any]:
+        advance = jax.vmap(lambda entry, own, state: make(entry).step(own, state))
+        return advance(data, split(data, key), state)
+
+    return init, step
+
+
+def run(
+    search: Search,
+    key: PRNGKey,
+    *,
+    steps: int,
+    minutes: float | None = None,
+    evaluations: int | None = None,
+    one_call: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+    label: str = "search",
+) -> Result:
+    """Runs a search, in compiled calls of many steps each.
+
+    Step i uses ``fold_in(key, i)``, so that the result does not depend on how steps are grouped,
+    and a run that was stopped goes on to the same one.
+
+    Args:
+        search: What to run.
+        key: Of the run.
+        steps: Steps after `init`.
+        minutes: No further call is begun after this time; what was begun is finished.
+        evaluations: No step is begun that would evaluate more masks than these in all.
+        one_call: All steps in a single call: without progress, and with checkpoints and the budget
+            in minutes at its end alone.
+        folder: For checkpoints, every minute and at the end; a run in it is resumed.
+        progress: Show a bar; by default where standard error is a terminal.
+        label: Of the bar.
+
+    Returns:
+        The last state, the history and what it took.
+
+    Raises:
+        CheckpointError: If `folder` has no checkpoint that is whole, or one of another search.
+        FileExistsError: If `folder` holds a run of another search, clip, count or key.
+        OSError: If a checkpoint can't be written.
+        ValueError: If `steps`, `minutes` or `evaluations` are negative.
+    """
+    if steps < 0 or (minutes or 0) < 0 or (evaluations or 0) < 0:
+        raise ValueError("steps, minutes and evaluations can't be negative")
+    if evaluations is not None:
+        room = max(evaluations - search.initial_evaluations, 0)
+        steps = min(steps, room // max(search.evaluations, 1))
+    with _Saved(folder, search, key) as saved:
+        loop = _Loop(search, key, steps, one_call)
+        loop.begin(saved)
+        bar = tqdm(
+            total=steps,
+            initial=loop.step,
+            desc=label,
+            unit="step",
+            disable=None if progress is None else not progress,
+        )
+        with bar:
+            for done in loop.calls(minutes):
+                bar.update(done)
+                bar.set_postfix_str(f"best {float(np.mean(loop.state.best.loss)):.4g}")
+                saved.keep(loop, final=loop.step == steps)
+        saved.keep(loop, final=True)
+    return loop.result()
+
+
+class _Loop:
+    """A run's state and history, advanced call by call."""
+
+    def __init__(self, search: Search, key: PRNGKey, steps: int, one_call: bool) -> None:
+        self.search, self.key, self.steps = search, key, steps
+        self.call_steps = max(steps, 1) if one_call else min(CALL_STEPS, max(steps, 1))
+        self.one_call = one_call
+        self.step = 0
+        self.seconds = 0.0
+        self.state: Any = None
+        self.history: list[dict[str, np.ndarray]] = []
+
+    def begin(self, saved: "_Saved") -> None:
+        init = as_partial(self.search.init)
+        if not self.search.on_host:
+            init = functools.partial(_init, init)
+        # Steps fold in their number from 0 on.
+        key = jax.random.fold_in(self.key, _INIT)
+        if found := saved.newest():
+            like = init(key) if self.search.on_host else jax.eval_shape(init, key)
+            self.step, self.seconds = found.step, found.data["seconds"]
+            self.state, history = saved.restore(found, like)
+            self.history = [history] if history else []
+            return
+        began = time.perf_counter()
+        self.state = jax.block_until_ready(init(key))
+        self.seconds = time.perf_counter() - began
+
+    def calls(self, minutes: float | None) -> Iterator[int]:
+        """Advances; yields how many steps each call took."""
+        advance = self._on_host if self.search.on_host else self._compiled()
+        n = self.call_steps if self.one_call else 1
+        began = time.perf_counter()
+        while self.step < self.steps:
+            if minutes is not None and time.perf_counter() - began >= 60 * minutes:
+                return
+            n = min(n, self.steps - self.step)
+            call_began = time.perf_counter()
+            advance(n)
+            took = time.perf_counter() - call_began
+            self.seconds += took
+            self.step += n
+            yield n
+            n = min(max(int(n * CALL_SECONDS / max(took, 1e-9)), 1), 2 * n, self.call_steps)
+
+    def _compiled(self) -> Callable[[int], None]:
+        step = as_partial(self.search.step)
+        _, info = jax.eval_shape(step, self.key, self.state)
+        empty = jax.tree.map(lambda x: jnp.zeros((self.call_steps, *x.shape), x.dtype), info)
+
+        def advance(n: int) -> None:
+            self.state, infos = _advance(
+                step, self.key, self.state, self.step, self.step + n, empty
+            )
+            values = jax.device_get(infos)._asdict()
+            self.history.append({name: value[:n] for name, value in values.items()})
+
+        return advance
+
+    def _on_host(self, n: int) -> None:
+        for i in range(self.step, self.step + n):
+            key = jax.random.fold_in(self.key, np.uint32(i))
+            self.state, info = self.search.step(key, self.state)
+            self.history.append({k: np.asarray(v)[None] for k, v in info._asdict().items()})
+
+    def stacked(self) -> dict[str, np.ndarray]:
+        """The history so far; empty before the first step."""
+        if len(self.history) > 1:
+            names = self.history[0]
+            parts = self.history
+            self.history = [{name: np.concatenate([p[name] for p in parts]) for name in names}]
+        return self.history[0] if self.history else {}
+
+    def result(self) -> Result:
+        evaluations = self.search.initial_evaluations + self.step * self.search.evaluations
+        return Result(self.state, self.stacked(), self.step, evaluations, self.seconds)
+
+
+@jax.jit
+def _init(init: Partial, key: PRNGKey) -> Any:
+    return init(key)
+
+
+@functools.partial(jax.jit, donate_argnums=2)
+def _advance(
+    step: Partial, key: PRNGKey, state: Any, start: Any, stop: Any, infos: Any
+) -> tuple[Any, Any]:
+    """Steps from `start` to `stop`, which are traced: calls of any length are compiled once."""
+
+    def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        state, infos = carry
+        state, info = step(jax.random.fold_in(key, i.astype(jnp.uint32)), state)
+        return state, jax.tree.map(lambda all, one: all.at[i - start].set(one), infos, info)
+
+    return lax.fori_loop(start, stop, body, (state, infos))
+
+
+class _Saved:
+    """A run's checkpoints, or none; a context."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None, search: Search, key: PRNGKey) -> None:
+        self._checkpoints: Any = None
+        if folder is not None:
+            # Orbax takes seconds to import.
+            from jaxsparse.checkpoint import Checkpoints
+
+            self._checkpoints = Checkpoints(folder)
+            self._folder = Path(folder)
+            self._settings = {"fingerprint": _fingerprint(search, key)}
+        self._last = time.perf_counter()
+        self._step: int | None = None
+
+    def __enter__(self) -> "_Saved":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._checkpoints:
+            self._checkpoints.close()
+
+    def newest(self) -> Any:
+        found = self._checkpoints.newest() if self._checkpoints else None
+        if found and found.settings != self._settings:
+            raise FileExistsError(
+                f"{self._folder} holds a run of another search, clip, count or key: take another"
+                " folder"
+            )
+        self._step = found.step if found else None
+        return found
+
+    def restore(self, found: Any, like: Any) -> tuple[Any, dict[str, np.ndarray]]:
+        history = {
+            name.removeprefix("history."): value
+            for name, value in found.state.items()
+            if name.startswith("history.")
+        }
+        tree = found.restore({"state": like, "history": history})
+        return jax.tree.map(jnp.asarray, tree["state"]), history
+
+    def keep(self, loop: _Loop, *, final: bool) -> None:
+        due = final or time.perf_counter() - self._last >= SAVE_SECONDS
+        if not self._checkpoints or not due or self._step == loop.step:
+            return
+        state = {"state": loop.state, "history": loop.stacked()}
+        self._checkpoints.save(loop.step, state, {"seconds": loop.seconds}, self._settings)
+        self._last, self._step = time.perf_counter(), loop.step
+
+
+def _fingerprint(search: Search, key: PRNGKey) -> str:
+    """SHA-256 of the arrays that a search holds, and of the key; closures can't be looked into."""
+    digest = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes())
+    parts = (as_partial(search.init), as_partial(search.step))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

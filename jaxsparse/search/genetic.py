@@ -1,0 +1,317 @@
+"""Genetic search over populations of masks (thesis, sections 3.2.2 and 4.4.2).
+
+A generation is the best individuals of the one before, children of good ones, and new random masks.
+The population is kept as bits and evaluated in chunks, so that beyond 39 kB for each mask of
+1025 x 302 its size takes no memory.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from jaxsparse.masks import check_count, pack_mask, project_ranks, random_mask, unpack_mask
+from jaxsparse.search.base import (
+    Best,
+    HostObjective,
+    Objective,
+    Search,
+    archive,
+    as_partial,
+    chunk_size,
+    empty_archive,
+    evaluate,
+    worst_if_nan,
+)
+from jaxsparse.types import HardMask, PRNGKey
+
+
+@dataclass(frozen=True)
+class GeneticConfig:
+    """Settings of the genetic search; the defaults are the thesis'.
+
+    Attributes:
+        population_size: Individuals in a generation.
+        elite_share: Part of the next generation that is the best of this one, unchanged. They keep
+            their loss and are not evaluated again.
+        child_share: Part that is children; what is left is drawn anew.
+        parent_share: The best part of this generation, from which parents are chosen.
+        tournament: Parents are the best of so many drawn from that part; 1 draws them uniformly.
+        crossover: What of the parents' differences a child takes over before its count is
+            mended: any bin by chance ("uniform", the thesis'), whole rectangles ("blocks"),
+            or whole ranges of frequency ("bands") of one parent or the other.
+        block: Bins and frames of a block; a band is as many bins.
+        mutation: Share of a child's ones that move to a place drawn uniformly.
+    """
+
+    population_size: int = 50
+    elite_share: float = 0.1
+    child_share: float = 0.4
+    parent_share: float = 0.4
+    tournament: int = 1
+    crossover: Literal["uniform", "blocks", "bands"] = "uniform"
+    block: tuple[int, int] = (32, 16)
+    mutation: float = 0.0
+
+    @property
+    def n_elite(self) -> int:
+        """Individuals that pass unchanged."""
+        return round(self.elite_share * self.population_size)
+
+    @property
+    def n_children(self) -> int:
+        """Children in a generation."""
+        return round(self.child_share * self.population_size)
+
+    @property
+    def n_parents(self) -> int:
+        """Individuals that parents are chosen from."""
+        return round(self.parent_share * self.population_size)
+
+    @property
+    def n_new(self) -> int:
+        """Individuals that a step evaluates."""
+        return self.population_size - self.n_elite
+
+
+WITHOUT_REPRODUCTION = GeneticConfig(elite_share=0.0, child_share=0.0)
+"""The thesis' control: a fresh random population each generation, of which the best is kept."""
+
+
+class GeneticState(NamedTuple):
+    """A generation, the elite first."""
+
+    population: UInt8[Array, "P W"]
+    losses: Float[Array, " P"]
+    """inf where there is none."""
+    best: Best
+
+
+class GeneticInfo(NamedTuple):
+    """A generation in numbers."""
+
+    best: Float[Array, ""]
+    """Loss of the archived mask."""
+    generation_best: Float[Array, ""]
+    mean: Float[Array, ""]
+    """Over the individuals that have a loss."""
+    failed: Int[Array, ""]
+    """Individuals without a loss."""
+
+
+def genetic(
+    objective: Objective | HostObjective,
+    shape: tuple[int, int],
+    count: int | Int[Array, ""],
+    config: GeneticConfig = GeneticConfig(),
+    *,
+    chunk_bytes: int | None = None,
+) -> Search:
+    """A genetic search, which begins with a random population.
+
+    Args:
+        objective: To be minimized over masks [F, T]; the same for a mask each time, since the
+            elite's loss is kept.
+        shape: F and T.
+        count: Ones of every mask; another count compiles nothing anew.
+        config: Settings.
+        chunk_bytes: See `chunk_size`; the population beyond a chunk waits as bits.
+
+    Raises:
+        ValueError: If the settings are out of range, or `count` is.
+    """
+    _check(config)
+    check_count(count, shape[0] * shape[1])
+    count = jnp.asarray(count, jnp.int32)
+    on_host = isinstance(objective, HostObjective)
+    if on_host:
+        scorer = Partial(objective.score)
+        init, step = _host_functions(config, shape)
+    else:
+        scorer = as_partial(objective)
+        init, step = _device_functions(config, shape, chunk_size(scorer, shape, chunk_bytes))
+    return Search(
+        Partial(init, scorer, count),
+        Partial(step, scorer, count),
+        config.population_size,
+        config.n_new,
+        on_host,
+    )
+
+
+def _check(config: GeneticConfig) -> None:
+    shares = (config.elite_share, config.child_share, config.parent_share, config.mutation)
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"the shares of a generation must be from 0 to 1, not {shares}")
+    if config.population_size < 1 or config.n_new < 1 or config.n_new < config.n_children:
+        raise ValueError(
+            f"a generation of {config.population_size} has no room for {config.n_elite} old and"
+            f" {config.n_children} children, and one that is new"
+        )
+    if config.n_children and config.n_parents < 2:
+        raise ValueError(f"children need two parents, not {config.n_parents}")
+    if config.tournament < 1 or min(config.block) < 1:
+        raise ValueError("tournaments and blocks have at least one entry")
+
+
+@functools.lru_cache
+def _device_functions(
+    config: GeneticConfig, shape: tuple[int, int], chunk: int
+) -> tuple[Callable, Callable]:
+    def init(objective: Partial, count: Array, key: PRNGKey) -> GeneticState:
+        population = _draw(jax.random.split(key, config.population_size), shape, count)
+        return _first(population, *evaluate(objective, population, shape, chunk))
+
+    def step(
+        objective: Partial, count: Array, key: PRNGKey, state: GeneticState
+    ) -> tuple[GeneticState, GeneticInfo]:
+        elite, new = _breed(config, shape, count, key, state)
+        return _succeed(state, elite, new, *evaluate(objective, new, shape, chunk))
+
+    return init, step
+
+
+@functools.lru_cache
+def _host_functions(config: GeneticConfig, shape: tuple[int, int]) -> tuple[Callable, Callable]:
+    """The same, in compiled pieces around the objective."""
+
+    @jax.jit
+    def draw(key: PRNGKey, count: Array) -> Array:
+        return _draw(jax.random.split(key, config.population_size), shape, count)
+
+    breed = jax.jit(functools.partial(_breed, config, shape))
+    first, succeed = jax.jit(_first), jax.jit(_succeed)
+
+    def init(score: Callable, count: Array, key: PRNGKey) -> GeneticState:
+        population = draw(key, count)
+        return first(population, *_as_arrays(score(population)))
+
+    def step(
+        score: Callable, count: Array, key: PRNGKey, state: GeneticState
+    ) -> tuple[GeneticState, GeneticInfo]:
+        elite, new = breed(count, key, state)
+        return succeed(state, elite, new, *_as_arrays(score(new)))
+
+    return init, step
+
+
+def _as_arrays(scored: tuple[Any, Any]) -> tuple[Array, Any]:
+    losses, aux = scored
+    return jnp.asarray(losses, jnp.float32), jax.tree.map(jnp.asarray, aux)
+
+
+def _first(population: Array, losses: Array, aux: Any) -> GeneticState:
+    one = jax.tree.map(lambda leaf: leaf[0], aux)
+    best = archive(empty_archive(population.shape[1], one), population, losses, aux)
+    return GeneticState(population, worst_if_nan(losses), best)
+
+
+def _succeed(
+    state: GeneticState, elite: tuple[Array, Array], new: Array, losses: Array, aux: Any
+) -> tuple[GeneticState, GeneticInfo]:
+    """The next generation's state."""
+    best = archive(state.best, new, losses, aux)
+    population = jnp.concatenate([elite[0], new])
+    losses = jnp.concatenate([elite[1], worst_if_nan(losses)])
+    scored = jnp.isfinite(losses)
+    n_scored = jnp.sum(scored, dtype=jnp.int32)
+    mean = jnp.sum(jnp.where(scored, losses, 0)) / jnp.maximum(n_scored, 1)
+    info = GeneticInfo(
+        best=best.loss,
+        generation_best=jnp.min(losses),
+        mean=jnp.where(n_scored > 0, mean, jnp.inf),
+        failed=losses.size - n_scored,
+    )
+    return GeneticState(population, losses, best), info
+
+
+def _breed(
+    config: GeneticConfig, shape: tuple[int, int], count: Array, key: PRNGKey, state: GeneticState
+) -> tuple[tuple[Array, Array], Array]:
+    """The elite with its losses, and the packed individuals that are new."""
+    for_parents, for_children, for_random = jax.random.split(key, 3)
+    order = jnp.argsort(state.losses, stable=True)
+    elite = order[: config.n_elite]
+    new = [_draw(jax.random.split(for_random, config.n_new - config.n_children), shape, count)]
+    if config.n_children:
+        parents = order[_choose_parents(config, for_parents)]
+        keys = jax.random.split(for_children, config.n_children)
+
+        def child(entry: tuple[Array, Array]) -> Array:
+            a, b = (unpack_mask(state.population[i], shape) for i in entry[1])
+            return pack_mask(_child(config, entry[0], a, b, count))
+
+        # One at a time: each takes some bytes for every bin.
+        new.insert(0, lax.map(child, (keys, parents)))
+    return (state.population[elite], state.losses[elite]), jnp.concatenate(new)
+
+
+def _draw(keys: Array, shape: tuple[int, int], count: Array) -> Array:
+    """Packed random masks."""
+    return lax.map(lambda key: pack_mask(random_mask(key, shape, count)), keys)
+
+
+def _choose_parents(config: GeneticConfig, key: PRNGKey) -> Int[Array, "children 2"]:
+    """Ranks of two different parents for each child."""
+    for_first, for_second = jax.random.split(key)
+    n, size = config.n_parents, (config.n_children, config.tournament)
+    first = jnp.min(jax.random.randint(for_first, size, 0, n), axis=1)
+    # Among the others: ranks from the first one on move up by one.
+    second = jnp.min(jax.random.randint(for_second, size, 0, n - 1), axis=1)
+    return jnp.stack([first, second + (second >= first)], axis=1)
+
+
+def _child(config: GeneticConfig, key: PRNGKey, a: HardMask, b: HardMask, count: Array) -> HardMask:
+    for_taken, for_mending, for_mutation = jax.random.split(key, 3)
+    child = crossover(for_mending, a, b, _taken(config, for_taken, a, b), count)
+    return mutate(for_mutation, child, config.mutation) if config.mutation else child
+
+
+def _taken(config: GeneticConfig, key: PRNGKey, a: HardMask, b: HardMask) -> HardMask:
+    """Of what only one parent has, what the child is to have if the count allows."""
+    if config.crossover == "uniform":
+        return jnp.zeros(a.shape, bool)
+    height, width = config.block
+    width = width if config.crossover == "blocks" else a.shape[1]
+    blocks = (-(-a.shape[0] // height), -(-a.shape[1] // width))
+    choice = jnp.repeat(jax.random.bernoulli(key, shape=blocks), height, axis=0)
+    choice = jnp.repeat(choice, width, axis=1)[: a.shape[0], : a.shape[1]]
+    return jnp.where(choice, a, b)
+
+
+def crossover(
+    key: PRNGKey, a: HardMask, b: HardMask, taken: HardMask, count: int | Int[Array, ""]
+) -> HardMask:
+    """A child: what both parents have, and ones drawn from where they differ (thesis, 3.2.2).
+
+    Args:
+        key: Of the draw.
+        a: A parent of that count.
+        b: The other.
+        taken: Where they differ, bins that come before the others; without any, all are alike.
+        count: Ones of the parents and of the child.
+
+    Returns:
+        A mask with exactly `count` ones, all of them in a parent, those in both among them.
+    """
+    draws = jax.random.bits(key, a.shape, jnp.uint32) >> 2
+    # Four classes: hidden in both, in one, in one and taken, in both.
+    classes = jnp.where(taken, jnp.uint32(2), jnp.uint32(1)) << 30
+    ranks = jnp.where(a ^ b, classes | draws, jnp.uint32(0))
+    return project_ranks(jnp.where(a & b, jnp.uint32(2**32 - 1), ranks), count)
+
+
+def mutate(key: PRNGKey, mask: Bool[Array, "F T"], share: float) -> Bool[Array, "F T"]:
+    """Moves a share of the ones, rounded, to places drawn uniformly from those that are hidden."""
+    for_ones, for_zeros = jax.random.split(key)
+    n_ones = jnp.sum(mask, dtype=jnp.int32)
+    moved = jnp.round(share * n_ones).astype(jnp.int32)
+    moved = jnp.minimum(moved, mask.size - n_ones)
+    away = random_mask(for_ones, mask.shape, moved, within=mask)
+    return (mask & ~away) | random_mask(for_zeros, mask.shape, moved, within=~mask)
