@@ -1,0 +1,472 @@
+"""Lagrangian relaxation: a soft mask by gradient descent (thesis, sections 3.2.1 and 4.4.1).
+
+Scores M, one for each bin, are minimized over::
+
+    L(M, lambda) = f(phi(M)) + lambda c(M) + penalty / 2 c(M)^2,   c(M) = mean(phi(M)) - count / F T
+
+by AdamW, while the multiplier ascends. phi, the `Relaxation`, takes scores to a soft mask.
+
+What is archived is the rounding of the scores to a hard mask, never the soft mask, whose loss
+misleads: the constant mask ``phi = count / F T`` (`constant_mask`) meets the constraint too, and
+hides nothing from a convolution that divides by the sum of the mask.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from jaxsparse.masks import check_count, pack_mask, project_to_count, random_mask
+from jaxsparse.search.base import Best, Objective, Search, archive, as_partial, empty_archive
+from jaxsparse.types import HardMask, PRNGKey, SoftMask
+
+Setting: TypeAlias = float | Float[Array, "*batch"]
+
+# Beyond it a float32 sigmoid is 0 or 1 for every purpose.
+_LOGIT_LIMIT = 60.0
+# Each halves the bracket: float32 has 24 bits.
+_BISECTIONS = 32
+
+
+class Relaxation(NamedTuple):
+    """Pure functions between scores and masks; the constraint is handled apart from it."""
+
+    to_mask: Callable[[Float[Array, "F T"], Int[Array, ""]], SoftMask]
+    """From scores, and the number of updates done, to a mask in [0, 1]; higher scores give higher
+    values."""
+    from_mask: Callable[[PRNGKey, HardMask], Float[Array, "F T"]]
+    """Scores to start from, whose rounding is that hard mask."""
+
+
+def logistic(
+    steepness: Setting = 1.0,
+    final_steepness: Setting | None = None,
+    updates: int | Int[Array, ""] = 10_000,
+) -> Relaxation:
+    """The thesis' ``phi_n(x) = 1 / (1 + exp(-n x))`` (eq. 3.6), of fixed or annealed steepness.
+
+    Args:
+        steepness: n, which the thesis doesn't give.
+        final_steepness: n after `updates`, which it approaches geometrically; by default n is
+            fixed.
+        updates: Length of the annealing.
+    """
+    final_steepness = steepness if final_steepness is None else final_steepness
+    settings = (_float(steepness), _float(final_steepness), _float(updates))
+    return Relaxation(Partial(_annealed, *settings), Partial(_thesis_start))
+
+
+def straight_through(count: int | Int[Array, ""], steepness: Setting = 1.0) -> Relaxation:
+    """Rounding to the exact count, with the gradient of phi_n (Bengio et al., 2013).
+
+    Its windows are empty as a hard mask's are, where the gradient of the sparse convolution goes
+    with 1 / eps: a network to be searched with has a larger eps than its default of 1e-8.
+
+    Args:
+        count: Ones of the mask.
+        steepness: n.
+    """
+    return Relaxation(
+        Partial(_rounded, jnp.asarray(count, jnp.int32), _float(steepness)), Partial(_thesis_start)
+    )
+
+
+def exact_sum(count: int | Int[Array, ""], steepness: Setting = 1.0) -> Relaxation:
+    """``phi_n(x - tau)``, with the tau for which the mask's sum is `count`.
+
+    tau is found by bisection and has the derivative of the implicit function. The constraint is
+    met to the precision of float32, so that the multiplier has nothing to do.
+
+    Args:
+        count: Sum of the mask.
+        steepness: n.
+    """
+    settings = (_float(count), _float(steepness))
+    return Relaxation(Partial(_shifted, *settings), Partial(_thesis_start))
+
+
+def _float(value: Any) -> Array:
+    return jnp.asarray(value, jnp.float32)
+
+
+def _annealed(first: Array, last: Array, length: Array, scores: Array, update: Array) -> Array:
+    share = jnp.clip(_float(update) / length, 0, 1)
+    return jax.nn.sigmoid(first * (last / first) ** share * scores)
+
+
+def _rounded(count: Array, steepness: Array, scores: Array, update: Array) -> Array:
+    soft = jax.nn.sigmoid(steepness * scores)
+    hard = project_to_count(lax.stop_gradient(scores), count).astype(soft.dtype)
+    # What is added is exactly zero.
+    return hard + (soft - lax.stop_gradient(soft))
+
+
+def _shifted(count: Array, steepness: Array, scores: Array, update: Array) -> Array:
+    target = count / scores.size
+    logit = jnp.log(target) - jnp.log1p(-target)
+    # From the shift at which no entry is below the target to that at which none is above.
+    offset = jnp.clip(logit, -_LOGIT_LIMIT, _LOGIT_LIMIT) / steepness
+    low = lax.stop_gradient(jnp.min(scores) - offset)
+    high = lax.stop_gradient(jnp.max(scores) - offset)
+
+    def excess(shift: Array) -> Array:
+        return jnp.mean(jax.nn.sigmoid(steepness * (scores - shift))) - target
+
+    def solve(excess: Callable, _: Array) -> Array:
+        def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+            middle = (bracket[0] + bracket[1]) / 2
+            above = excess(middle) > 0
+            return jnp.where(above, middle, bracket[0]), jnp.where(above, bracket[1], middle)
+
+        low_end, high_end = lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+        return (low_end + high_end) / 2
+
+    def tangent_solve(slope: Callable, value: Array) -> Array:
+        rate = slope(jnp.ones_like(value))
+        # No slope where all entries are 0 or all are 1, and then nothing to shift.
+        return value / jnp.where(rate == 0, 1, rate)
+
+    shift = lax.custom_root(excess, low, solve, tangent_solve)
+    return jax.nn.sigmoid(steepness * (scores - shift))
+
+
+def _thesis_start(key: PRNGKey, mask: Bool[Array, "F T"]) -> Float[Array, "F T"]:
+    """Uniform in (4, 5) at ones and in (-5, -4) at zeros (thesis, section 4.4.1)."""
+    size = jax.random.uniform(key, mask.shape, minval=4.0, maxval=5.0)
+    return jnp.where(mask, size, -size)
+
+
+class LagrangianSettings(NamedTuple):
+    """Numbers of the search, none of which the thesis gives; arrays with an axis make a sweep.
+
+    The scale of the constraint, a mean over bins, is no setting of its own: a times the constraint
+    is a times the multiplier, and a^2 times its rate and the penalty.
+    """
+
+    learning_rate: Setting = 0.01
+    """Of AdamW on the scores."""
+    multiplier_rate: Setting = 1.0
+    """Of the multiplier's ascent."""
+    penalty: Setting = 0.0
+    """Weight of c^2 / 2. It damps the multiplier's swings; with a multiplier that is updated only
+    now and then, and at this rate, it is the method of multipliers (augmented Lagrangian)."""
+    weight_decay: Setting = 0.0
+    """Of AdamW. It pulls the scores to 0, that is to phi = 0.5."""
+    multiplier_start: Setting = 0.0
+
+
+_DEFAULTS = LagrangianSettings()
+
+
+class MultiplierAscentState(NamedTuple):
+    """State of `multiplier_ascent`."""
+
+    updates: Int[Array, ""]
+    """So far."""
+
+
+def multiplier_ascent(learning_rate: Setting, every: int = 1) -> optax.GradientTransformation:
+    """Gradient ascent on a Lagrange multiplier.
+
+    Args:
+        learning_rate: The gradient, which is the constraint's violation, is added times this.
+        every: Only at each so many-th update, with the violation of that update.
+    """
+
+    def init(params: Any) -> MultiplierAscentState:
+        return MultiplierAscentState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MultiplierAscentState]:
+        n = state.updates + 1
+        rate = jnp.where(n % every == 0, _float(learning_rate), 0)
+        return jax.tree.map(lambda g: rate * g, updates), MultiplierAscentState(n)
+
+    return optax.GradientTransformation(init, update)
+
+
+class LagrangianState(NamedTuple):
+    """Scores, multiplier and what updates them."""
+
+    scores: Float[Array, "F T"]
+    multiplier: Float[Array, ""]
+    optimizer: optax.OptState
+    updates: Int[Array, ""]
+    """Updates done."""
+    start: UInt8[Array, " W"]
+    """The rounding at the start, packed."""
+    best: Best
+
+
+class LagrangianInfo(NamedTuple):
+    """The state after a step in numbers; the gradients' are NaN where the objective's is."""
+
+    best: Float[Array, ""]
+    """Loss of the archived mask."""
+    loss: Float[Array, ""]
+    """f of the soft mask."""
+    violation: Float[Array, ""]
+    """c: mean of the soft mask less the share of ones asked for."""
+    gradient_norm: Float[Array, ""]
+    """Euclidean, of the gradient of L with respect to the scores."""
+    multiplier: Float[Array, ""]
+    hard_loss: Float[Array, ""]
+    """f of the rounded mask; the gap to `loss` is this method's known failure."""
+    crossings: Int[Array, ""]
+    """Entries whose rounded value is not that of the start; a swap is two."""
+    stationarity: Float[Array, ""]
+    """Relative; see `KKT`."""
+    failed: Int[Array, ""]
+    """Updates of this step for which the loss or its gradient was not finite."""
+
+
+def lagrangian(
+    objective: Objective,
+    shape: tuple[int, int],
+    count: int | Int[Array, ""],
+    settings: LagrangianSettings = _DEFAULTS,
+    *,
+    relaxation: Relaxation | None = None,
+    updates_per_step: int = 100,
+    multiplier_every: int = 1,
+) -> Search:
+    """A search by Lagrangian relaxation, which begins at a random mask.
+
+    A step is a number of updates of scores and multiplier, after which the scores are rounded to
+    the exact count, scored and archived: the history is thinned, and the thesis' 10,000 updates
+    are 100 steps. At the thesis' start the soft mask is not feasible: with n = 1 its sum is 21 %
+    too high at a sparsity of 95 %.
+
+    Where the objective's gradient is not finite, it counts as zero, so that one bad entry doesn't
+    end the search for all; `LagrangianInfo.failed` says how often that was.
+
+    Args:
+        objective: To be minimized over masks [F, T], hard and soft, and differentiable in soft
+            ones; it can't be a `HostObjective`.
+        shape: F and T.
+        count: Ones of the rounded mask and sum of the soft one; another count compiles nothing
+            anew, nor do other settings.
+        settings: Numbers; for a sweep in one call see `jaxsparse.search.base.batch`.
+        relaxation: phi; `logistic` by default.
+        updates_per_step: Updates in a step.
+        multiplier_every: The multiplier is updated with each so many-th of them.
+
+    Raises:
+        TypeError: If the objective leaves the device.
+        ValueError: If `count`, `updates_per_step` or `multiplier_every` is out of range.
+    """
+    check_count(count, math.prod(shape))
+    if updates_per_step < 1 or multiplier_every < 1:
+        raise ValueError(
+            f"a step has at least one update, not {updates_per_step}, and so has the multiplier's"
+            f" period, not {multiplier_every}"
+        )
+    relaxation = Relaxation(*map(as_partial, logistic() if relaxation is None else relaxation))
+    init, step = _functions(shape, updates_per_step, multiplier_every)
+    problem = _Problem(
+        as_partial(objective),
+        relaxation,
+        jnp.asarray(count, jnp.int32),
+        LagrangianSettings(*map(_float, settings)),
+    )
+    # Beside the updates, a step evaluates the soft and the rounded mask that it ends with.
+    return Search(Partial(init, problem), Partial(step, problem), 1, updates_per_step + 2)
+
+
+class _Problem(NamedTuple):
+    objective: Partial
+    relaxation: Relaxation
+    n_ones: Array
+    settings: LagrangianSettings
+
+
+@functools.lru_cache
+def _functions(
+    shape: tuple[int, int], updates_per_step: int, multiplier_every: int
+) -> tuple[Callable, Callable]:
+    def optimizer(settings: LagrangianSettings) -> optax.GradientTransformation:
+        # Traced numbers are as good as those that optax's types ask for.
+        learning_rate: Any = settings.learning_rate
+        weight_decay: Any = settings.weight_decay
+        return optax.partition(
+            {
+                "scores": optax.adamw(learning_rate, weight_decay=weight_decay),
+                "multiplier": multiplier_ascent(settings.multiplier_rate, multiplier_every),
+            },
+            {"scores": "scores", "multiplier": "multiplier"},
+        )
+
+    def init(problem: _Problem, key: PRNGKey) -> LagrangianState:
+        for_mask, for_scores = jax.random.split(key)
+        mask = random_mask(for_mask, shape, problem.n_ones)
+        scores = problem.relaxation.from_mask(for_scores, mask)
+        rounded = project_to_count(scores, problem.n_ones)
+        start, loss, aux = _score(problem.objective, rounded)
+        best = archive(empty_archive(start.size, aux), start[None], loss[None], _one(aux))
+        multiplier = problem.settings.multiplier_start
+        params = {"scores": scores, "multiplier": multiplier}
+        optimizer_state = optimizer(problem.settings).init(params)
+        updates = jnp.zeros((), jnp.int32)
+        return LagrangianState(scores, multiplier, optimizer_state, updates, start, best)
+
+    def step(
+        problem: _Problem, key: PRNGKey, state: LagrangianState
+    ) -> tuple[LagrangianState, LagrangianInfo]:
+        transform = optimizer(problem.settings)
+
+        def update(_: int, carry: tuple[LagrangianState, Array]) -> tuple[LagrangianState, Array]:
+            state, failed = carry
+            gradients = _differentiate(problem, state.scores, state.updates)
+            params = {"scores": state.scores, "multiplier": state.multiplier}
+            slopes = {
+                "scores": gradients.lagrangian(state.multiplier, problem.settings.penalty),
+                "multiplier": gradients.violation,
+            }
+            changes, optimizer_state = transform.update(slopes, state.optimizer, params)
+            params: Any = optax.apply_updates(params, changes)
+            state = state._replace(**params, optimizer=optimizer_state, updates=state.updates + 1)
+            return state, failed + gradients.failed
+
+        nothing = jnp.zeros((), jnp.int32)
+        state, failed = lax.fori_loop(0, updates_per_step, update, (state, nothing))
+        bits, hard_loss, aux = _score(
+            problem.objective, project_to_count(state.scores, problem.n_ones)
+        )
+        state = state._replace(best=archive(state.best, bits[None], hard_loss[None], _one(aux)))
+        gradients = _differentiate(problem, state.scores, state.updates)
+        slope = gradients.lagrangian(state.multiplier, problem.settings.penalty)
+        return state, LagrangianInfo(
+            best=state.best.loss,
+            loss=gradients.loss,
+            violation=gradients.violation,
+            gradient_norm=gradients.or_nan(jnp.linalg.norm(slope)),
+            multiplier=state.multiplier,
+            hard_loss=hard_loss,
+            crossings=jnp.sum(lax.population_count(bits ^ state.start), dtype=jnp.int32),
+            stationarity=gradients.kkt(state.multiplier).relative_stationarity,
+            failed=failed,
+        )
+
+    return init, step
+
+
+def _score(objective: Partial, mask: HardMask) -> tuple[Array, Array, Any]:
+    """Bits, loss and aux of a hard mask."""
+    loss, aux = objective(mask)
+    return pack_mask(mask), loss.astype(jnp.float32), aux
+
+
+def _one(aux: Any) -> Any:
+    """The aux of a population of one."""
+    return jax.tree.map(lambda leaf: leaf[None], aux)
+
+
+def _finite(values: Array) -> Array:
+    return jnp.where(jnp.isfinite(values), values, 0)
+
+
+class KKT(NamedTuple):
+    """How far scores and multiplier are from a Karush-Kuhn-Tucker point: all zero there.
+
+    NaN, but for the feasibility, where the objective's gradient is not finite.
+    """
+
+    stationarity: Float[Array, ""]
+    """Euclidean norm of grad f + lambda grad c, with respect to the scores."""
+    relative_stationarity: Float[Array, ""]
+    """That over the norm of grad f: the first alone is small wherever phi saturates. Where phi
+    mixes the entries, as `exact_sum` does, grad f is taken with random signs of f's slopes, since
+    the mixing takes their common part, which the constraint balances, out of grad f itself."""
+    feasibility: Float[Array, ""]
+    """The absolute value of c."""
+
+
+class _Gradients(NamedTuple):
+    """f and c at some scores, and their gradients."""
+
+    loss: Array
+    objective: Array
+    constraint: Array
+    scale: Array
+    violation: Array
+    failed: Array
+
+    def lagrangian(self, multiplier: Array, penalty: Setting) -> Array:
+        return self.objective + (multiplier + penalty * self.violation) * self.constraint
+
+    def or_nan(self, value: Array) -> Array:
+        return jnp.where(self.failed, jnp.nan, value)
+
+    def kkt(self, multiplier: Array) -> KKT:
+        residual = jnp.linalg.norm(self.objective + multiplier * self.constraint)
+        relative = jnp.where(residual == 0, 0, residual / self.scale)
+        return KKT(self.or_nan(residual), self.or_nan(relative), jnp.abs(self.violation))
+
+
+def _differentiate(problem: _Problem, scores: Array, updates: Array) -> _Gradients:
+    mask, pull_back = jax.vjp(lambda x: problem.relaxation.to_mask(x, updates), scores)
+    loss, slope = jax.value_and_grad(lambda mask: problem.objective(mask)[0])(mask)
+    failed = ~(jnp.isfinite(loss) & jnp.all(jnp.isfinite(slope)))
+    # Before it is pulled back, which may mix all entries.
+    slope = _finite(slope)
+    (objective,) = pull_back(slope)
+    (constraint,) = pull_back(jnp.full_like(mask, 1 / mask.size))
+    # Of the same norm where the entries are not mixed.
+    (scattered,) = pull_back(slope * jax.random.rademacher(jax.random.key(0), slope.shape, float))
+    return _Gradients(
+        loss=loss.astype(jnp.float32),
+        objective=_finite(objective),
+        constraint=constraint,
+        scale=jnp.linalg.norm(scattered),
+        violation=(jnp.sum(mask) - _float(problem.n_ones)) / mask.size,
+        failed=failed,
+    )
+
+
+def kkt_residual(
+    objective: Objective,
+    relaxation: Relaxation,
+    state: LagrangianState,
+    count: int | Int[Array, ""],
+) -> KKT:
+    """Whether a search converged.
+
+    With `straight_through` the gradients are its surrogates.
+
+    Args:
+        objective: What was minimized.
+        relaxation: phi of the search.
+        state: A search's.
+        count: Sum that was asked for.
+    """
+    relaxation = Relaxation(*map(as_partial, relaxation))
+    problem = _Problem(
+        as_partial(objective), relaxation, jnp.asarray(count, jnp.int32), LagrangianSettings()
+    )
+    return _kkt(problem, state.scores, state.updates, state.multiplier)
+
+
+@jax.jit
+def _kkt(problem: _Problem, scores: Array, updates: Array, multiplier: Array) -> KKT:
+    return _differentiate(problem, scores, updates).kkt(multiplier)
+
+
+def soft_mask(relaxation: Relaxation, state: LagrangianState) -> SoftMask:
+    """The mask that a state's scores stand for."""
+    return relaxation.to_mask(state.scores, state.updates)
+
+
+def hard_mask(state: LagrangianState, count: int | Int[Array, ""]) -> HardMask:
+    """The `count` largest scores set to one (thesis, section 4.4.1); not the best mask archived."""
+    return project_to_count(state.scores, count)
+
+
+def constant_mask(shape: tuple[int, int], count: int | Int[Array, ""]) -> SoftMask:
+    """The baseline ``count / F T`` everywhere, which meets the constraint and hides nothing."""
+    return jnp.full(shape, _float(count) / math.prod(shape))
