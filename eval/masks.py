@@ -1,0 +1,606 @@
+"""How much searching for a clip's mask gains: the thesis' section 4.4.
+
+``python -m eval.masks --clip FILE --sparsity 0.8 0.85 0.9 0.95 --out RUN`` takes a clip as it is,
+up to 77,276 samples, and at each sparsity the network that was trained for random masks of it. The
+masks: a random one, that of `eval.reconstruction`, as baseline; those of genetic searches for the
+lowest MSE and for the highest PESQ, and of their controls without reproduction; that of the
+Lagrangian relaxation as it is (soft), rounded (binary), and the best of its roundings on the way
+(best); and the constant soft mask, which hides nothing. Kept bins are not put back, as in the
+thesis, unless --keep-observed is given. Each mask is scored with all the original phases, and with
+those of bins at most 60 dB below the loudest one.
+
+RUN gets rows.csv, one line for each mask and choice of phases; masks, as bits; history, the
+searches' course; and searches, their checkpoints. A search that was stopped, or that --budget cut
+short, goes on where it was when the same command is given again. More clips, sparsities, methods,
+generations and minutes may be asked of a run that is there.
+"""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from eval.reconstruction import CONFIG, SettingsError, make_synthesis, mask_key
+from eval.report import SCORES, Phases
+from eval.rows import Row, RowFile
+from jaxsparse import pretrained
+from jaxsparse.audio import atomic_write
+from jaxsparse.data.clips import FileClip
+from jaxsparse.data.folder import CLIP_SAMPLES
+from jaxsparse.errors import AudioError, JaxsparseError, describe
+from jaxsparse.masks import count_observed, pack_mask, random_mask
+from jaxsparse.metrics import ScorePool
+from jaxsparse.objectives import mse_objective, pesq_objective
+from jaxsparse.pretrained import Pretrained
+from jaxsparse.reconstruct import reconstruct_spectrogram
+from jaxsparse.search import base
+from jaxsparse.search.genetic import WITHOUT_REPRODUCTION, GeneticConfig, genetic
+from jaxsparse.search.lagrangian import (
+    LagrangianSettings,
+    constant_mask,
+    hard_mask,
+    kkt_residual,
+    lagrangian,
+    logistic,
+    soft_mask,
+)
+from jaxsparse.spectrogram import log_power
+from jaxsparse.stft import stft
+from jaxsparse.types import SAMPLE_RATE
+
+Method: TypeAlias = Literal[
+    "random",
+    "constant",
+    "relaxation",
+    "genetic-mse",
+    "control-mse",
+    "genetic-pesq",
+    "control-pesq",
+]
+METHODS: tuple[Method, ...] = get_args(Method)
+PHASES: tuple[Phases, ...] = ("all", "60")
+# Folded into a clip's key: never change them, runs are resumed by them.
+_KEYS = {"genetic-mse": 1, "genetic-pesq": 2, "control-mse": 3, "control-pesq": 4, "relaxation": 5}
+COLUMNS: dict[str, Callable[[str], Any]] = {
+    "clip": str,
+    "sparsity": float,
+    "method": str,
+    "phases": str,
+    "done": int,
+    "asked": int,
+    "evaluations": int,
+    "seconds": float,
+    "loss": float,
+    "mse": float,
+    **dict.fromkeys(SCORES, float),
+    "crossings": float,
+    "violation": float,
+    "multiplier": float,
+    "gradient_norm": float,
+    "stationarity": float,
+    "relative_stationarity": float,
+    "reasons": json.loads,
+}
+# What not every method has.
+OPTIONAL = (
+    "loss",
+    "crossings",
+    "violation",
+    "multiplier",
+    "gradient_norm",
+    "stationarity",
+    "relative_stationarity",
+)
+_RELAXED = ("relaxation-soft", "relaxation-binary", "relaxation-best")
+# Updates between two entries of a relaxation's history.
+_UPDATES_PER_STEP = 100
+_DEFAULTS = LagrangianSettings()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a comparison of mask searches."""
+
+    clip: tuple[Path, ...]
+    """Audio files."""
+    out: Path
+    """Folder for all results; a run in it is resumed."""
+    sparsity: tuple[float, ...] = (0.8, 0.85, 0.9, 0.95)
+    """Shares of bins that are hidden; of these, networks are shipped for random masks."""
+    params: Path | None = None
+    """A safetensors file of parameters to use at every sparsity instead of the shipped networks."""
+    methods: tuple[Method, ...] = METHODS
+    """What masks come from."""
+    controls: Literal["sparsest", "all", "none"] = "sparsest"
+    """Sparsities of the controls without reproduction; the thesis has them at 95 % only."""
+    generations: int = 500
+    """Of the genetic searches, the first population among them."""
+    population: int = 50
+    """Individuals in a generation."""
+    fitness_band: Literal["nb", "wb"] = "nb"
+    """Band of the PESQ that is searched for; the thesis' seems to be narrow."""
+    steps: int = 10_000
+    """Updates of the relaxation, in whole hundreds if there are as many."""
+    learning_rate: float = float(_DEFAULTS.learning_rate)
+    """Of the relaxation's AdamW on the scores."""
+    multiplier_rate: float = float(_DEFAULTS.multiplier_rate)
+    """Of the ascent of the relaxation's multiplier."""
+    steepness: float = 1.0
+    """Of the relaxation's logistic function."""
+    penalty: float = float(_DEFAULTS.penalty)
+    """Weight of half the squared violation of the relaxation's constraint."""
+    budget: float | None = None
+    """Minutes for each search and run of this command, unless it is done before."""
+    keep_observed: bool = False
+    """Put the kept bins back into the network's output, in searches and scores."""
+    n_samples: int | None = None
+    """Cut or pad clips to so many samples at 16 kHz; by default as they are, up to 77,276."""
+    seed: int = 0
+    """Of masks and searches, with the clip's name."""
+    workers: int | None = None
+    """Processes that compute scores; one for each CPU by default."""
+    json: bool = False
+    """Print the JSON summary instead of the tables."""
+
+
+class Sound(NamedTuple):
+    """A clip [N], its spectrum [F, T] and that in dB."""
+
+    name: str
+    signal: np.ndarray
+    spectrum: jax.Array
+    dense: jax.Array
+
+
+class Task(NamedTuple):
+    """One method on one clip at one sparsity."""
+
+    sound: Sound
+    sparsity: float
+    network: Pretrained
+    method: Method
+    asked: int
+    """Generations or updates; 0 where nothing is searched for."""
+
+    @property
+    def name(self) -> str:
+        """Of its files and folders."""
+        return self.file_name(self.method)
+
+    def file_name(self, method: str) -> str:
+        """Of what belongs to one of its masks."""
+        return f"{self.sound.name}-{100 * self.sparsity:g}-{method}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """F and T."""
+        n_bins, n_frames = self.sound.dense.shape
+        return n_bins, n_frames
+
+    @property
+    def n_ones(self) -> int:
+        """Of the mask."""
+        return count_observed(self.shape, self.sparsity)
+
+
+class Found(NamedTuple):
+    """What a method found: masks by the name of their rows, and what is told of them."""
+
+    masks: dict[str, jax.Array]
+    facts: dict[str, dict[str, Any]]
+    history: dict[str, np.ndarray]
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Searches, scores, writes what was found, and returns the summary.
+
+    Raises:
+        AudioError: If a clip can't be read or has no PESQ.
+        CheckpointError: If what a search saved is damaged.
+        FileExistsError: If `settings.out` holds a run with other settings.
+        OSError: If a clip can't be found or the results can't be written.
+        SettingsError: If a setting is out of range.
+        WeightsError: If a network's file is damaged.
+    """
+    _check(settings)
+    out = RowFile(settings.out, COLUMNS, _identity(settings))
+    with jax.default_matmul_precision("highest"), ScorePool(settings.workers) as pool, out:
+        tasks = list(make_tasks(settings, pool))
+        for task in tasks:
+            _claim(settings, task)
+        settings.out.mkdir(parents=True, exist_ok=True)
+        atomic_write(settings.out / "settings.json", json.dumps(out.settings, indent=1).encode())
+        rows = {_key(row): row for row in out.rows}
+        for task in tasks:
+            done = _done(task, rows)
+            if done is None or done < task.asked:
+                for row in _solve(settings, task, pool, done):
+                    # Appended, though it may be there: the later one counts.
+                    out.add(row)
+                    rows[_key(row)] = row
+    out.rows[:] = rows.values()
+    out.rewrite()
+    return {"rows": len(out.rows)}
+
+
+def _check(settings: Settings) -> None:
+    for name in ("clip", "sparsity", "methods"):
+        values = getattr(settings, name)
+        if len(set(values)) < len(values) or not values:
+            raise SettingsError(f"{name} needs at least one value, each of them once")
+    for sparsity in settings.sparsity:
+        if not 0 < sparsity < 1:
+            raise SettingsError(f"sparsity {sparsity} is not between 0 and 1")
+    # Children need two different parents.
+    least = {"generations": 1, "population": 4, "steps": 1, "n_samples": 1, "workers": 1}
+    for name, limit in least.items():
+        if (value := getattr(settings, name)) is not None and value < limit:
+            raise SettingsError(f"{name} must be at least {limit}")
+    for name in ("learning_rate", "multiplier_rate", "penalty"):
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise SettingsError(f"{name} can't be negative, infinite or NaN")
+    for name in ("budget", "steepness"):
+        if (value := getattr(settings, name)) is not None and not 0 < value < math.inf:
+            raise SettingsError(f"{name} must be more than 0 and finite")
+    stems = [path.stem for path in settings.clip]
+    if len(set(stems)) < len(stems):
+        raise SettingsError("clips need different names, since files are named by them")
+
+
+def make_tasks(settings: Settings, pool: ScorePool) -> Iterator[Task]:
+    """All that is asked for, clip by clip.
+
+    Raises:
+        AudioError: If a clip can't be read or has no PESQ; it is named.
+        OSError: If a clip or a network can't be found.
+        WeightsError: If a network's file is damaged.
+    """
+    networks = {sparsity: _network(settings, sparsity) for sparsity in settings.sparsity}
+    updates = settings.steps // _updates_per_step(settings) * _updates_per_step(settings)
+    asked = {
+        "genetic": settings.generations,
+        "control": settings.generations,
+        "relaxation": updates,
+    }
+    with_controls = {
+        "all": settings.sparsity,
+        "sparsest": (max(settings.sparsity),),
+        "none": (),
+    }[settings.controls]
+    for sound in [read_clip(path, settings, pool) for path in settings.clip]:
+        for sparsity, method in itertools.product(settings.sparsity, settings.methods):
+            kind = method.partition("-")[0]
+            if kind != "control" or sparsity in with_controls:
+                yield Task(sound, sparsity, networks[sparsity], method, asked.get(kind, 0))
+
+
+def _updates_per_step(settings: Settings) -> int:
+    return min(_UPDATES_PER_STEP, settings.steps)
+
+
+def _network(settings: Settings, sparsity: float) -> Pretrained:
+    if settings.params:
+        return pretrained.load_weights(settings.params)
+    return pretrained.load_pretrained(f"random-{100 * sparsity:g}")
+
+
+def read_clip(path: Path, settings: Settings, pool: ScorePool) -> Sound:
+    """Reads a clip at 16 kHz, mono, and transforms it.
+
+    Raises:
+        AudioError: If it can't be read or has no PESQ; it is named.
+        OSError: If it can't be found.
+    """
+    try:
+        signal = FileClip(path, path.name).read(settings.n_samples)
+        signal = signal if settings.n_samples else signal[:CLIP_SAMPLES]
+        reason = pool.submit(
+            "pesq_nb", reference=signal, estimate=signal, sample_rate=SAMPLE_RATE
+        ).result()[1]
+        if reason:
+            raise AudioError(reason)
+    except AudioError as error:
+        raise AudioError(f"{path}: {error}") from error
+    spectrum = _transform(jnp.asarray(signal))
+    return Sound(path.stem, signal, spectrum, log_power(spectrum))
+
+
+@jax.jit
+def _transform(signal: jax.Array) -> jax.Array:
+    return stft(signal, CONFIG)
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    """What decides on the values of every row; `_claim` has the rest."""
+    return {"seed": settings.seed, "keep_observed": settings.keep_observed}
+
+
+def _claim(settings: Settings, task: Task) -> None:
+    """Notes what decides on a task's rows, as JSON beside its checkpoints.
+
+    Raises:
+        FileExistsError: If they were made with something else.
+    """
+    wanted: dict[str, Any] = {
+        "clip": hashlib.sha256(task.sound.signal.tobytes()).hexdigest(),
+        "network": task.network.card["sha256"],
+    }
+    kind, _, fitness = task.method.partition("-")
+    if kind in ("genetic", "control"):
+        wanted["population"] = settings.population
+    if fitness == "pesq":
+        wanted["fitness_band"] = settings.fitness_band
+    if kind == "relaxation":
+        names = ("learning_rate", "multiplier_rate", "steepness", "penalty")
+        wanted |= {name: getattr(settings, name) for name in names}
+        wanted["updates_per_step"] = _updates_per_step(settings)
+    path = settings.out / "searches" / f"{task.name}.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in wanted | before if wanted.get(name) != before.get(name)]
+        if changed:
+            raise FileExistsError(
+                f"{settings.out} holds {task.name} with another {', '.join(changed)}: take another"
+                " folder"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(wanted, indent=1).encode())
+
+
+def _key(row: Row) -> tuple:
+    return (row["clip"], row["sparsity"], row["method"], row["phases"])
+
+
+def row_methods(method: Method) -> tuple[str, ...]:
+    """Names in the rows of the masks that a method gives."""
+    return _RELAXED if method == "relaxation" else (method,)
+
+
+def _done(task: Task, rows: dict[tuple, Row]) -> int | None:
+    """Generations or updates that all rows of a task stand for, or None if one is missing."""
+    names = itertools.product(row_methods(task.method), PHASES)
+    found = [rows.get((task.sound.name, task.sparsity, *name)) for name in names]
+    return None if None in found else min(row["done"] for row in found if row)
+
+
+def _solve(settings: Settings, task: Task, pool: ScorePool, before: int | None) -> Iterator[Row]:
+    """Searches, writes mask and history, and yields the rows, unless they are there already."""
+    found = _FINDERS[task.method](settings, task, pool)
+    if before is not None and all(facts["done"] <= before for facts in found.facts.values()):
+        return
+    for method, mask in found.masks.items():
+        _write_mask(settings.out, task, method, mask)
+    if found.history:
+        _write_history(settings.out, task, found.history)
+    yield from score(settings, task, found, pool)
+
+
+def _random(settings: Settings, task: Task, pool: ScorePool) -> Found:
+    key = mask_key(settings.seed, task.sound.name)
+    mask = random_mask(key, task.shape, task.n_ones)
+    return _unsearched(task, mask)
+
+
+def _constant(settings: Settings, task: Task, pool: ScorePool) -> Found:
+    return _unsearched(task, constant_mask(task.shape, task.n_ones))
+
+
+def _unsearched(task: Task, mask: jax.Array) -> Found:
+    facts = {"done": 0, "evaluations": 0, "seconds": 0.0}
+    return Found({task.method: mask}, {task.method: facts}, {})
+
+
+def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
+    kind, _, fitness = task.method.partition("-")
+    config = GeneticConfig() if kind == "genetic" else WITHOUT_REPRODUCTION
+    config = dataclasses.replace(config, population_size=settings.population)
+    sound, network = task.sound, task.network
+    if fitness == "mse":
+        objective = mse_objective(
+            network.apply, network.params, sound.dense, keep_observed=settings.keep_observed
+        )
+    else:
+        objective = pesq_objective(
+            network.apply,
+            network.params,
+            sound.dense,
+            jnp.angle(sound.spectrum),
+            sound.signal,
+            pool,
+            band=settings.fitness_band,
+            keep_observed=settings.keep_observed,
+            config=CONFIG,
+        )
+    search = genetic(objective, task.shape, task.n_ones, config)
+    # The first population is a generation too.
+    result = _search(settings, task, search, settings.generations - 1)
+    facts = {
+        "done": result.steps + 1,
+        "evaluations": result.evaluations,
+        "seconds": result.seconds,
+        "loss": float(result.best.loss),
+    }
+    generations = {"generation": np.arange(result.steps) + 2}
+    mask = result.mask(task.shape)
+    return Found({task.method: mask}, {task.method: facts}, generations | result.history)
+
+
+def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
+    network, updates_per_step = task.network, _updates_per_step(settings)
+    objective = mse_objective(
+        network.apply, network.params, task.sound.dense, keep_observed=settings.keep_observed
+    )
+    relaxation = logistic(settings.steepness)
+    rates = LagrangianSettings(
+        learning_rate=settings.learning_rate,
+        multiplier_rate=settings.multiplier_rate,
+        penalty=settings.penalty,
+    )
+    search = lagrangian(
+        objective,
+        task.shape,
+        task.n_ones,
+        rates,
+        relaxation=relaxation,
+        updates_per_step=updates_per_step,
+    )
+    result = _search(settings, task, search, task.asked // updates_per_step)
+    last = {name: float(values[-1]) for name, values in result.history.items()}
+    kkt = kkt_residual(objective, relaxation, result.state, task.n_ones)
+    facts = {
+        "done": result.steps * updates_per_step,
+        "evaluations": result.evaluations,
+        "seconds": result.seconds,
+    }
+    facts |= {name: last[name] for name in OPTIONAL if name in last}
+    facts |= {name: float(value) for name, value in kkt._asdict().items() if name in OPTIONAL}
+    masks = (
+        soft_mask(relaxation, result.state),
+        hard_mask(result.state, task.n_ones),
+        result.mask(task.shape),
+    )
+    losses = (last["loss"], last["hard_loss"], last["best"])
+    updates = {"update": updates_per_step * (np.arange(result.steps) + 1)}
+    return Found(
+        dict(zip(_RELAXED, masks, strict=True)),
+        {name: facts | {"loss": loss} for name, loss in zip(_RELAXED, losses, strict=True)},
+        updates | result.history,
+    )
+
+
+def _search(settings: Settings, task: Task, search: base.Search, steps: int) -> base.Result:
+    return base.run(
+        search,
+        jax.random.fold_in(mask_key(settings.seed, task.sound.name), _KEYS[task.method]),
+        steps=steps,
+        minutes=settings.budget,
+        folder=settings.out / "searches" / task.name,
+        label=task.name,
+    )
+
+
+_FINDERS: dict[Method, Callable[[Settings, Task, ScorePool], Found]] = {
+    "random": _random,
+    "constant": _constant,
+    "relaxation": _relaxation,
+    "genetic-mse": _genetic,
+    "genetic-pesq": _genetic,
+    "control-mse": _genetic,
+    "control-pesq": _genetic,
+}
+
+
+def score(settings: Settings, task: Task, found: Found, pool: ScorePool) -> list[Row]:
+    """Rows of a task's masks, for each choice of phases."""
+    sound = task.sound
+    complete = _completion(task.network.apply, settings.keep_observed)
+    synthesize = make_synthesis(PHASES, len(sound.signal), 1)
+    # The bins were put back before, if at all, which soft masks need.
+    kept = jnp.zeros((1, *sound.dense.shape), bool)
+    keys = mask_key(settings.seed, sound.name)[None]
+    rows = []
+    for method, mask in found.masks.items():
+        estimate = complete(task.network.params, sound.dense, mask)[None]
+        made = synthesize(sound.spectrum[None], sound.dense[None], kept, estimate, keys, False)
+        errors, _, sounds = jax.device_get(made)
+        scores = {
+            (phases, metric): pool.submit(
+                metric,
+                reference=sound.signal,
+                estimate=sounds[phases][0],
+                sample_rate=SAMPLE_RATE,
+            )
+            for phases in PHASES
+            for metric in SCORES
+        }
+        for phases in PHASES:
+            results = {metric: scores[phases, metric].result() for metric in SCORES}
+            row = {
+                "clip": sound.name,
+                "sparsity": task.sparsity,
+                "method": method,
+                "phases": phases,
+                "asked": task.asked,
+                "mse": float(errors[0]),
+            }
+            row |= dict.fromkeys(OPTIONAL, math.nan) | found.facts[method]
+            row |= {metric: result.value for metric, result in results.items()}
+            reasons = {metric: result.reason for metric, result in results.items()}
+            row["reasons"] = {metric: reason for metric, reason in reasons.items() if reason}
+            rows.append(row)
+    return rows
+
+
+@functools.lru_cache
+def _completion(apply: Callable, keep_observed: bool) -> Callable:
+    complete = functools.partial(reconstruct_spectrogram, apply, keep_observed=keep_observed)
+    return jax.jit(complete)
+
+
+def _write_mask(out: Path, task: Task, method: str, mask: jax.Array) -> None:
+    """A hard mask as bits, a soft one as floats, with its shape and the count of ones."""
+    content: dict[str, Any] = {"shape": mask.shape, "count": task.n_ones}
+    if mask.dtype == jnp.bool_:
+        content["bits"] = pack_mask(mask)
+    else:
+        content["mask"] = mask
+    with io.BytesIO() as buffer:
+        np.savez_compressed(buffer, **jax.device_get(content))
+        _write(out / "masks" / f"{task.file_name(method)}.npz", buffer.getvalue())
+
+
+def _write_history(out: Path, task: Task, history: dict[str, np.ndarray]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(history)
+    writer.writerows(zip(*(values.tolist() for values in history.values()), strict=True))
+    _write(out / "history" / f"{task.name}.csv", text.getvalue().encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, data)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs from the command line.
+
+    Returns:
+        0, 1 if the reader of the output has left, 2 where something was refused, 130 after
+        Ctrl-C.
+    """
+    settings = tyro.cli(Settings, prog="python -m eval.masks", description=__doc__, args=argv)
+    try:
+        summary = run(settings)
+        print(json.dumps(summary, indent=1), flush=True)
+    except BrokenPipeError:
+        # The reader of our output has left; the interpreter's own flush mustn't complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (JaxsparseError, OSError) as error:
+        print(f"eval.masks: {describe(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("eval.masks: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
