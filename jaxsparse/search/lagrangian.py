@@ -120,7 +120,7 @@ def _shifted(count: Array, steepness: Array, scores: Array, update: Array) -> Ar
         return jnp.mean(jax.nn.sigmoid(steepness * (scores - shift))) - target
 
     def solve(excess: Callable, _: Array) -> Array:
-        def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
             middle = (bracket[0] + bracket[1]) / 2
             above = excess(middle) > 0
             return jnp.where(above, middle, bracket[0]), jnp.where(above, bracket[1], middle)
@@ -309,7 +309,7 @@ def _functions(
         rounded = project_to_count(scores, problem.n_ones)
         start, loss, aux = _score(problem.objective, rounded)
         best = archive(empty_archive(start.size, aux), start[None], loss[None], _one(aux))
-        multiplier = problem.settings.multiplier_start
+        multiplier = _float(problem.settings.multiplier_start)
         params = {"scores": scores, "multiplier": multiplier}
         optimizer_state = optimizer(problem.settings).init(params)
         updates = jnp.zeros((), jnp.int32)
@@ -320,7 +320,7 @@ def _functions(
     ) -> tuple[LagrangianState, LagrangianInfo]:
         transform = optimizer(problem.settings)
 
-        def update(_: int, carry: tuple[LagrangianState, Array]) -> tuple[LagrangianState, Array]:
+        def update(_: Any, carry: tuple[LagrangianState, Array]) -> tuple[LagrangianState, Array]:
             state, failed = carry
             gradients = _differentiate(problem, state.scores, state.updates)
             params = {"scores": state.scores, "multiplier": state.multiplier}
