@@ -9,10 +9,11 @@ Lagrangian relaxation as it is (soft), rounded (binary), and the best of its rou
 thesis, unless --keep-observed is given. Each mask is scored with all the original phases, and with
 those of bins at most 60 dB below the loudest one.
 
-RUN gets rows.csv, one line for each mask and choice of phases; masks, as bits; history, the
-searches' course; and searches, their checkpoints. A search that was stopped, or that --budget cut
-short, goes on where it was when the same command is given again. More clips, sparsities, methods,
-generations and minutes may be asked of a run that is there.
+RUN gets tables 4.1 to 4.3 beside the thesis' values (tables.md, tables.json, table-*.csv) and
+figures 4.11 to 4.13; rows.csv, one line for each mask and choice of phases; masks, as bits;
+history, the searches' course; and searches, their checkpoints. A search that was stopped, or that
+--budget cut short, goes on where it was when the same command is given again. More clips,
+sparsities, methods, generations and minutes may be asked of a run that is there.
 """
 
 import csv
@@ -35,13 +36,15 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from eval import masks_report
+from eval.masks_report import MEASURES, RELAXED
 from eval.reconstruction import CONFIG, SettingsError, make_synthesis, mask_key
 from eval.report import SCORES, Phases
 from eval.rows import Row, RowFile
 from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import FileClip
-from jaxsparse.data.folder import CLIP_SAMPLES
+from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
 from jaxsparse.errors import AudioError, JaxsparseError, describe
 from jaxsparse.masks import count_observed, pack_mask, random_mask
 from jaxsparse.metrics import ScorePool
@@ -88,25 +91,11 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "loss": float,
     "mse": float,
     **dict.fromkeys(SCORES, float),
-    "crossings": float,
-    "violation": float,
-    "multiplier": float,
-    "gradient_norm": float,
-    "stationarity": float,
-    "relative_stationarity": float,
+    **dict.fromkeys(MEASURES, float),
     "reasons": json.loads,
 }
 # What not every method has.
-OPTIONAL = (
-    "loss",
-    "crossings",
-    "violation",
-    "multiplier",
-    "gradient_norm",
-    "stationarity",
-    "relative_stationarity",
-)
-_RELAXED = ("relaxation-soft", "relaxation-binary", "relaxation-best")
+OPTIONAL = ("loss", *MEASURES)
 # Updates between two entries of a relaxation's history.
 _UPDATES_PER_STEP = 100
 _DEFAULTS = LagrangianSettings()
@@ -233,9 +222,34 @@ def run(settings: Settings) -> dict[str, Any]:
                     # Appended, though it may be there: the later one counts.
                     out.add(row)
                     rows[_key(row)] = row
-    out.rows[:] = rows.values()
+                _report(settings, rows)
+            for row in _rows_of(task, rows):
+                row["asked"] = task.asked
+    out.rows[:] = sorted(rows.values(), key=_place)
     out.rewrite()
-    return {"rows": len(out.rows)}
+    return _report(settings, rows)
+
+
+def _report(settings: Settings, rows: dict[tuple, Row]) -> dict[str, Any]:
+    """Writes tables and figures, and returns the summary."""
+    about = {
+        "keep_observed": settings.keep_observed,
+        "fitness_band": settings.fitness_band,
+        "population": settings.population,
+        "params": portable_path(settings.params) if settings.params else None,
+        "seed": settings.seed,
+        "backend": jax.default_backend(),
+    }
+    summary = masks_report.summarize(sorted(rows.values(), key=_place), about)
+    masks_report.write(summary, settings.out)
+    return summary
+
+
+def _place(row: Row) -> tuple:
+    """Of a row in rows.csv."""
+    methods = [name for method in METHODS for name in row_methods(method)]
+    places = methods.index(row["method"]), PHASES.index(row["phases"])
+    return (row["clip"], row["sparsity"], *places)
 
 
 def _check(settings: Settings) -> None:
@@ -369,14 +383,21 @@ def _key(row: Row) -> tuple:
 
 def row_methods(method: Method) -> tuple[str, ...]:
     """Names in the rows of the masks that a method gives."""
-    return _RELAXED if method == "relaxation" else (method,)
+    return RELAXED if method == "relaxation" else (method,)
 
 
 def _done(task: Task, rows: dict[tuple, Row]) -> int | None:
     """Generations or updates that all rows of a task stand for, or None if one is missing."""
+    found = _rows_of(task, rows)
+    if len(found) < len(row_methods(task.method)) * len(PHASES):
+        return None
+    return min(row["done"] for row in found)
+
+
+def _rows_of(task: Task, rows: dict[tuple, Row]) -> list[Row]:
     names = itertools.product(row_methods(task.method), PHASES)
-    found = [rows.get((task.sound.name, task.sparsity, *name)) for name in names]
-    return None if None in found else min(row["done"] for row in found if row)
+    keys = [(task.sound.name, task.sparsity, *name) for name in names]
+    return [rows[key] for key in keys if key in rows]
 
 
 def _solve(settings: Settings, task: Task, pool: ScorePool, before: int | None) -> Iterator[Row]:
@@ -478,8 +499,8 @@ def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
     losses = (last["loss"], last["hard_loss"], last["best"])
     updates = {"update": updates_per_step * (np.arange(result.steps) + 1)}
     return Found(
-        dict(zip(_RELAXED, masks, strict=True)),
-        {name: facts | {"loss": loss} for name, loss in zip(_RELAXED, losses, strict=True)},
+        dict(zip(RELAXED, masks, strict=True)),
+        {name: facts | {"loss": loss} for name, loss in zip(RELAXED, losses, strict=True)},
         updates | result.history,
     )
 
@@ -588,7 +609,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = tyro.cli(Settings, prog="python -m eval.masks", description=__doc__, args=argv)
     try:
         summary = run(settings)
-        print(json.dumps(summary, indent=1), flush=True)
+        text = json.dumps(summary, indent=1) if settings.json else masks_report.tables(summary)
+        print(text, flush=True)
     except BrokenPipeError:
         # The reader of our output has left; the interpreter's own flush mustn't complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

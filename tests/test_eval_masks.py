@@ -1,0 +1,349 @@
+import csv
+import json
+import math
+import re
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+from test_eval import voice
+
+from eval import masks, masks_report
+from jaxsparse import pretrained
+from jaxsparse.masks import count_observed, random_mask, unpack_mask
+from jaxsparse.metrics import reference_pesq, reference_stoi
+from jaxsparse.pretrained import Pretrained
+from jaxsparse.reconstruct import to_waveform
+from jaxsparse.spectrogram import log_power, phase_mask
+from jaxsparse.stft import stft
+from jaxsparse.types import SAMPLE_RATE
+
+N_SAMPLES = 8_000
+SHAPE = (1025, 1 + N_SAMPLES // 256)
+LEVEL = -30.0
+TABLES = ("tables.md", "tables.json", "table-4.1.csv", "table-4.2.csv", "table-4.3.csv")
+FIGURES = ("figure-4.11.png", "figure-4.12.png", "figure-4.13.png")
+
+
+def apply(params, spectrogram, mask, valid=None):
+    """A 'network' that has a level of its own where it observes nothing."""
+    weight = mask.astype(spectrogram.dtype)
+    return params["level"] + weight * (spectrogram - params["level"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network():
+    loaded = Pretrained(apply, {"level": jnp.float32(LEVEL)}, {"sha256": "that of the level"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "load_pretrained", lambda name: loaded)
+        yield
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "voice.wav"
+    soundfile.write(path, voice(0, 0.3)[:N_SAMPLES], SAMPLE_RATE)
+    return path
+
+
+def flags(clip, out, *more):
+    return [
+        *("--clip", str(clip), "--out", str(out), "--sparsity", "0.9", "0.95", "--workers", "1"),
+        *("--generations", "4", "--population", "4", "--steps", "2", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(clip, tmp_path_factory):
+    """A run of all methods, which no test may change."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert masks.main(flags(clip, out)) == 0
+    return out
+
+
+def read_rows(out):
+    lines = csv.DictReader((out / "rows.csv").read_text().splitlines())
+    return {(row["sparsity"], row["method"], row["phases"]): row for row in lines}
+
+
+def without_times(rows):
+    return {key: {k: v for k, v in row.items() if k != "seconds"} for key, row in rows.items()}
+
+
+def read_mask(out, name):
+    with np.load(out / "masks" / f"voice-{name}.npz") as file:
+        return dict(file)
+
+
+def test_every_method_has_its_rows_masks_and_history(finished):
+    rows = read_rows(finished)
+    everywhere = {"random", "constant", "genetic-mse", "genetic-pesq", *masks_report.RELAXED}
+    controls = {"control-mse", "control-pesq"}
+    assert set(rows) == {
+        (sparsity, method, phases)
+        for sparsity, methods in (("0.9", everywhere), ("0.95", everywhere | controls))
+        for method in methods
+        for phases in ("all", "60")
+    }
+    for (sparsity, method, _), row in rows.items():
+        content = read_mask(finished, f"{100 * float(sparsity):g}-{method}")
+        count = count_observed(SHAPE, float(sparsity))
+        assert (*content["shape"], content["count"]) == (*SHAPE, count)
+        if method in ("constant", "relaxation-soft"):
+            assert content["mask"].shape == SHAPE
+        else:
+            assert np.unpackbits(content["bits"]).sum() == count
+        searched = method not in ("random", "constant")
+        expected = {"genetic": 4, "control": 4, "relaxation": 2}.get(method.partition("-")[0], 0)
+        assert int(row["done"]) == int(row["asked"]) == expected
+        assert (int(row["evaluations"]) > 0) == searched
+        # What was searched for is what the mask is scored with.
+        if method.endswith("pesq") and row["phases"] == "all":
+            assert float(row["loss"]) == pytest.approx(-float(row["pesq_nb"]), abs=1e-4)
+        elif searched and not method.endswith("pesq"):
+            assert float(row["loss"]) == pytest.approx(float(row["mse"]), rel=1e-5)
+    for name in ("90-genetic-mse", "95-control-pesq"):
+        history = (finished / "history" / f"voice-{name}.csv").read_text().splitlines()
+        assert [line.partition(",")[0] for line in history] == ["generation", "2", "3", "4"]
+    assert (finished / "history" / "voice-95-relaxation.csv").read_text().startswith("update,")
+    for name in (*TABLES, *FIGURES):
+        assert (finished / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("method", ["random", "genetic-pesq", "relaxation-soft"])
+def test_rows_are_what_the_mask_gives_by_itself(method, clip, finished):
+    signal, _ = soundfile.read(clip, dtype="float32")
+    spectrum = stft(jnp.asarray(signal))
+    dense = log_power(spectrum)
+    content = read_mask(finished, f"95-{method}")
+    if "bits" in content:
+        mask = unpack_mask(jnp.asarray(content["bits"]), SHAPE)
+        weight = np.asarray(mask, np.float64)
+    else:
+        weight = content["mask"].astype(np.float64)
+    estimate = LEVEL + weight * (np.asarray(dense, np.float64) - LEVEL)
+    rows = read_rows(finished)
+    for phases, threshold in (("all", None), ("60", 60.0)):
+        row = rows["0.95", method, phases]
+        assert float(row["mse"]) == pytest.approx(np.mean((estimate - dense) ** 2), rel=1e-4)
+        angle = jnp.where(phase_mask(dense, threshold), jnp.angle(spectrum), 0)
+        sound = to_waveform(jnp.asarray(estimate, jnp.float32), angle, length=N_SAMPLES)
+        batch = {"reference": signal[None], "estimate": np.asarray(sound)[None]}
+        for band in ("nb", "wb"):
+            scores = reference_pesq(**batch, sample_rate=SAMPLE_RATE, band=band)
+            assert float(row[f"pesq_{band}"]) == pytest.approx(scores.values[0], abs=2e-3)
+        scores = reference_stoi(**batch, sample_rate=SAMPLE_RATE)
+        np.testing.assert_allclose(float(row["stoi"]), scores.values[0], atol=1e-3)
+
+
+def test_the_baseline_is_the_mask_of_the_other_evaluation(finished):
+    key = masks.mask_key(0, "folder/voice.flac")
+    expected = random_mask(key, SHAPE, count_observed(SHAPE, 0.95))
+    assert (read_mask(finished, "95-random")["bits"] == np.packbits(expected)).all()
+
+
+def test_a_run_that_was_cut_short_says_so_and_goes_on_to_the_same(clip, finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    chosen = flags(clip, out, "--methods", "genetic-mse", "genetic-pesq")
+    # One step is done in any time.
+    assert masks.main([*chosen, "--budget", "1e-9"]) == 0
+    text = capsys.readouterr().out
+    assert text == (out / "tables.md").read_text() + "\n"
+    assert {row["done"] for row in read_rows(out).values()} == {"2"}
+    assert len(re.findall(r"cut short: .*genetic MSE at 95 %: 2 of 4 generations", text)) == 3
+    assert re.search(r"\| genetic PESQ \| 90 % \| 2 of 4 generations \|", text)
+    assert masks.main(chosen) == 0
+    text = capsys.readouterr().out
+    assert "cut short" not in text and "\\*" not in text
+    rows = read_rows(out)
+    expected = read_rows(finished)
+    assert len(rows) == 2 * 2 * 2
+    assert without_times(rows) == without_times({key: expected[key] for key in rows})
+    name = "voice-95-genetic-pesq"
+    assert (out / "masks" / f"{name}.npz").read_bytes() == (
+        finished / "masks" / f"{name}.npz"
+    ).read_bytes()
+    assert (out / "history" / f"{name}.csv").read_text() == (
+        finished / "history" / f"{name}.csv"
+    ).read_text()
+
+
+def test_what_is_done_is_not_done_again(clip, finished, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr(masks, "_solve", None)
+    assert masks.main(flags(clip, out, "--json")) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary == json.loads((finished / "tables.json").read_text())
+    assert read_rows(out) == read_rows(finished)
+
+
+def made_up(clip, method, *, sparsity=0.95, phases="all", done=500, **values):
+    return {
+        "clip": clip,
+        "sparsity": sparsity,
+        "method": method,
+        "phases": phases,
+        "done": done,
+        "asked": 500,
+        "evaluations": 50,
+        "seconds": 1.0,
+        "reasons": {},
+        **dict.fromkeys((*masks_report.METRICS, *masks_report.MEASURES), 1.0),
+        **values,
+    }
+
+
+def summarize(rows):
+    settings = {"keep_observed": False, "fitness_band": "nb", "seed": 0}
+    return masks_report.summarize(rows, settings)
+
+
+def test_tables_over_clips_beside_the_thesis():
+    rows = [
+        made_up("a", "genetic-mse", mse=30.0, pesq_nb=2.0),
+        made_up("b", "genetic-mse", mse=34.0, pesq_nb=math.nan, done=120)
+        | {"reasons": {"pesq_nb": "no utterance"}},
+        made_up("a", "genetic-mse", sparsity=0.8, phases="60", stoi=0.5),
+        made_up("a", "genetic-mse", sparsity=0.8, stoi=0.5),
+    ]
+    summary = summarize(rows)
+    cells = {
+        (table, cell["sparsity"], cell["phases"], cell["metric"]): cell
+        for table, lines in summary["tables"].items()
+        for cell in lines
+    }
+    mse = cells["4.1", 0.95, "all", "mse"]
+    # Of 30 and 34: sqrt(8) / sqrt(2).
+    assert (mse["mean"], mse["standard_error"], mse["thesis"]) == (32, pytest.approx(2), 31.37)
+    assert (mse["done_least"], mse["done_most"], mse["cut_short"]) == (120, 500, 1)
+    pesq = cells["4.2", 0.95, "all", "pesq_nb"]
+    assert (pesq["mean"], pesq["clips"], pesq["unscored"], pesq["thesis"]) == (2, 1, 1, 2.8)
+    assert cells["4.2", 0.95, "all", "pesq_wb"]["thesis"] is None
+    assert cells["4.3", 0.8, "60", "stoi"]["thesis"] == 0.89
+    assert ("4.1", 0.8, "all", "mse") not in cells
+
+    text = masks_report.tables(summary)
+    assert "| 95 % | all | MSE (dB²) | 32.00 ± 2.00\\* |  |  |  |  |\n" in text
+    assert "| 95 % | all | MSE (dB²), thesis | 31.37 |  |  |  |  |\n" in text
+    assert "\\* cut short: genetic MSE at 95 %: 120 to 500 of 500 generations.\n" in text
+    assert "2.000 (1 missing)\\*" in text
+    assert "- pesq_nb of b, 95 %, genetic-mse, all: no utterance\n" in text
+
+
+@pytest.mark.parametrize(
+    ("table", "place", "expected"),
+    [
+        ("4.1", (0.95, "all", "control-pesq", "stoi"), 0.857),
+        ("4.1", (0.95, "all", "random", "pesq_nb"), 2.48),
+        ("4.1", (0.9, "all", "genetic-mse", "mse"), None),
+        ("4.2", (0.85, "60", "relaxation-binary", "pesq_nb"), 2.94),
+        ("4.2", (0.85, "60", "relaxation-binary", "pesq_wb"), None),
+        ("4.2", (0.9, "60", "relaxation-soft", "pesq_nb"), 3.10),
+        ("4.2", (0.9, "all", "constant", "pesq_nb"), None),
+        ("4.3", (0.85, "60", "relaxation-soft", "stoi"), 0.89),
+        ("4.3", (0.7, "all", "random", "stoi"), None),
+    ],
+)
+def test_values_of_the_thesis(table, place, expected):
+    assert masks_report.thesis(table, *place) == expected
+
+
+def test_the_gap_of_a_relaxation_is_that_of_each_clip():
+    rows = [
+        made_up(clip, method, mse=mse, crossings=crossings, violation=-0.01)
+        for clip, crossings, values in (("a", 10, (20, 36, 35)), ("b", 30, (30, 40, 34)))
+        for method, mse in zip(masks_report.RELAXED, values, strict=True)
+    ]
+    (line,) = summarize([*rows, made_up("a", "constant", mse=25.0)])["relaxation"]
+    assert (line["gap"]["mean"], line["gap"]["standard_error"]) == (13, pytest.approx(3))
+    assert (line["crossings"]["mean"], line["constant"]["mean"], line["random"]) == (20, 25, None)
+    text = masks_report.tables(summarize(rows))
+    assert "| 95 % | 25.00 ± 5.00 | 38.00 ± 2.00 | 13.00 ± 3.00 | 34.50 ± 0.50 |  |  |\n" in text
+    assert "| 95 %, thesis | 27.36 | 36.676 | 9.316 |  |  | 35.234 |\n" in text
+
+
+def silent(folder):
+    soundfile.write(folder / "silent.wav", np.zeros(N_SAMPLES), SAMPLE_RATE)
+    return folder / "silent.wav"
+
+
+def broken(folder):
+    (folder / "broken.wav").write_bytes(b"RIFF")
+    return folder / "broken.wav"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda folder: folder / "missing.wav", "missing.wav: No such file"),
+        (silent, "silent.wav: reference is silent"),
+        (broken, "broken.wav: "),
+    ],
+)
+def test_clips_that_are_refused(make, reason, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert masks.main(flags(make(tmp_path), out)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("eval.masks: ") and reason in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--sparsity", "1.5"], "sparsity 1.5 is not between 0 and 1"),
+        (["--sparsity", "nan"], "sparsity nan is not between 0 and 1"),
+        (["--sparsity", "0.9", "0.9"], "sparsity needs at least one value, each of them once"),
+        (["--methods"], "methods needs at least one value"),
+        (["--population", "3"], "population must be at least 4"),
+        (["--generations", "0"], "generations must be at least 1"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--budget", "0"], "budget must be more than 0"),
+        (["--steepness", "nan"], "steepness must be more than 0"),
+        (["--penalty", "-1"], "penalty can't be negative"),
+        (["--clip", "a/x.wav", "b/x.flac"], "clips need different names"),
+    ],
+)
+def test_settings_that_are_refused(more, reason, clip, tmp_path, capsys):
+    assert masks.main(flags(clip, tmp_path / "run", *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("eval.masks: ") and reason in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--seed", "1"], "another seed (0, now 1)"),
+        (["--keep-observed"], "another keep_observed"),
+        (["--population", "5"], "voice-90-genetic-mse with another population"),
+        (["--fitness-band", "wb"], "voice-90-genetic-pesq with another fitness_band"),
+        (["--learning-rate", "0.5"], "voice-90-relaxation with another learning_rate"),
+        (["--n-samples", "7000"], "voice-90-random with another clip"),
+    ],
+)
+def test_a_run_of_something_else_is_left_alone(more, reason, clip, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert masks.main(flags(clip, finished, *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_an_output_that_is_a_file_is_refused(clip, tmp_path, capsys):
+    (tmp_path / "run").touch()
+    assert masks.main(flags(clip, tmp_path / "run")) == 2
+    assert "run: Not a directory" in capsys.readouterr().err
+
+
+def test_stopped_by_hand(clip, tmp_path, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(masks.base, "run", stop)
+    assert masks.main(flags(clip, tmp_path / "run", "--methods", "random", "genetic-mse")) == 130
+    assert capsys.readouterr().err == "eval.masks: stopped; the same command goes on\n"
+    assert set(read_rows(tmp_path / "run")) == {("0.9", "random", "all"), ("0.9", "random", "60")}
