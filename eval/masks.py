@@ -96,6 +96,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
 }
 # What not every method has.
 OPTIONAL = ("loss", *MEASURES)
+LEAST_MINUTES = 0.001
 # Updates between two entries of a relaxation's history.
 _UPDATES_PER_STEP = 100
 _DEFAULTS = LagrangianSettings()
@@ -148,8 +149,9 @@ class Settings:
 
 
 class Sound(NamedTuple):
-    """A clip [N], its spectrum [F, T] and that in dB."""
+    """A clip [N], its spectrum [F, T] and that in dB; its file's name, and that without ending."""
 
+    file: str
     name: str
     signal: np.ndarray
     spectrum: jax.Array
@@ -268,9 +270,11 @@ def _check(settings: Settings) -> None:
     for name in ("learning_rate", "multiplier_rate", "penalty"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise SettingsError(f"{name} can't be negative, infinite or NaN")
-    for name in ("budget", "steepness"):
-        if (value := getattr(settings, name)) is not None and not 0 < value < math.inf:
-            raise SettingsError(f"{name} must be more than 0 and finite")
+    if not 0 < settings.steepness < math.inf:
+        raise SettingsError("steepness must be more than 0 and finite")
+    # In less, not even a first step would be begun.
+    if settings.budget is not None and not settings.budget >= LEAST_MINUTES:
+        raise SettingsError(f"budget must be at least {LEAST_MINUTES} minutes")
     stems = [path.stem for path in settings.clip]
     if len(set(stems)) < len(stems):
         raise SettingsError("clips need different names, since files are named by them")
@@ -331,7 +335,7 @@ def read_clip(path: Path, settings: Settings, pool: ScorePool) -> Sound:
     except AudioError as error:
         raise AudioError(f"{path}: {error}") from error
     spectrum = _transform(jnp.asarray(signal))
-    return Sound(path.stem, signal, spectrum, log_power(spectrum))
+    return Sound(path.name, path.stem, signal, spectrum, log_power(spectrum))
 
 
 @jax.jit
@@ -413,7 +417,7 @@ def _solve(settings: Settings, task: Task, pool: ScorePool, before: int | None) 
 
 
 def _random(settings: Settings, task: Task, pool: ScorePool) -> Found:
-    key = mask_key(settings.seed, task.sound.name)
+    key = mask_key(settings.seed, task.sound.file)
     mask = random_mask(key, task.shape, task.n_ones)
     return _unsearched(task, mask)
 
@@ -508,7 +512,7 @@ def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
 def _search(settings: Settings, task: Task, search: base.Search, steps: int) -> base.Result:
     return base.run(
         search,
-        jax.random.fold_in(mask_key(settings.seed, task.sound.name), _KEYS[task.method]),
+        jax.random.fold_in(mask_key(settings.seed, task.sound.file), _KEYS[task.method]),
         steps=steps,
         minutes=settings.budget,
         folder=settings.out / "searches" / task.name,
@@ -534,7 +538,7 @@ def score(settings: Settings, task: Task, found: Found, pool: ScorePool) -> list
     synthesize = make_synthesis(PHASES, len(sound.signal), 1)
     # The bins were put back before, if at all, which soft masks need.
     kept = jnp.zeros((1, *sound.dense.shape), bool)
-    keys = mask_key(settings.seed, sound.name)[None]
+    keys = mask_key(settings.seed, sound.file)[None]
     rows = []
     for method, mask in found.masks.items():
         estimate = complete(task.network.params, sound.dense, mask)[None]

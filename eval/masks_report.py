@@ -389,8 +389,8 @@ def _plot_relaxation(histories: Mapping[tuple, dict[str, np.ndarray]], path: Pat
     for (name, title), panel in zip(titles.items(), axes, strict=True):
         panel.set_ylabel(title)
         for (clip, sparsity, _), history in lines.items():
-            label = f"{clip}, {_percent(sparsity)}" if panel is axes[0] else None
-            panel.plot(history["update"], history[name], linewidth=1, label=label)
+            label = f"{one_line(clip)}, {_percent(sparsity)}" if panel is axes[0] else None
+            _draw(panel, history["update"], history[name], linewidth=1, label=label)
     axes[0].set_yscale("log")
     _save(figure, path)
 
@@ -418,12 +418,13 @@ def _plot_fitness(
     labels = {"genetic": "with reproduction", "control": "without"}
     for (clip, method), history in lines.items():
         kind = method.partition("-")[0]
-        axes.plot(
+        _draw(
+            axes,
             history["generation"],
             sign * history["best"],
+            color=f"C{summary['clips'].index(clip) % 10}",
             linestyle="-" if kind == "genetic" else "--",
-            marker="." if len(history["generation"]) == 1 else None,
-            label=f"{labels[kind]}, {clip}",
+            label=f"{labels[kind]}, {one_line(clip)}",
         )
     known = {cell["method"]: cell for cell in cells if cell["metric"] == metric}
     if "random" in known and known["random"]["mean"] is not None:
@@ -447,6 +448,11 @@ def _figure(n_panels: int, xlabel: str) -> tuple[Any, list[Any]]:
     for panel in axes:
         panel.grid(alpha=0.3)
     return figure, list(axes)
+
+
+def _draw(axes: Any, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
+    """A line, or a point where there is only one."""
+    axes.plot(x, y, marker="." if len(x) == 1 else None, **style)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_run_that_was_cut_short_says_so_and_goes_on_to_the_same(clip, finished
     out = tmp_path / "run"
     chosen = flags(clip, out, "--methods", "genetic-mse", "genetic-pesq")
     # One step is done in any time.
-    assert masks.main([*chosen, "--budget", "1e-9"]) == 0
+    assert masks.main([*chosen, "--budget", "0.001"]) == 0
     text = capsys.readouterr().out
     assert text == (out / "tables.md").read_text() + "\n"
     assert {row["done"] for row in read_rows(out).values()} == {"2"}
@@ -301,7 +301,7 @@ def test_clips_that_are_refused(make, reason, tmp_path, capsys):
         (["--population", "3"], "population must be at least 4"),
         (["--generations", "0"], "generations must be at least 1"),
         (["--steps", "0"], "steps must be at least 1"),
-        (["--budget", "0"], "budget must be more than 0"),
+        (["--budget", "0"], "budget must be at least 0.001"),
         (["--steepness", "nan"], "steepness must be more than 0"),
         (["--penalty", "-1"], "penalty can't be negative"),
         (["--clip", "a/x.wav", "b/x.flac"], "clips need different names"),
