@@ -96,7 +96,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
 }
 # What not every method has.
 OPTIONAL = ("loss", *MEASURES)
-LEAST_MINUTES = 0.001
+_LEAST_MINUTES = 0.001
 # Updates between two entries of a relaxation's history.
 _UPDATES_PER_STEP = 100
 _DEFAULTS = LagrangianSettings()
@@ -273,8 +273,8 @@ def _check(settings: Settings) -> None:
     if not 0 < settings.steepness < math.inf:
         raise SettingsError("steepness must be more than 0 and finite")
     # In less, not even a first step would be begun.
-    if settings.budget is not None and not settings.budget >= LEAST_MINUTES:
-        raise SettingsError(f"budget must be at least {LEAST_MINUTES} minutes")
+    if settings.budget is not None and not settings.budget >= _LEAST_MINUTES:
+        raise SettingsError(f"budget must be at least {_LEAST_MINUTES} minutes")
     stems = [path.stem for path in settings.clip]
     if len(set(stems)) < len(stems):
         raise SettingsError("clips need different names, since files are named by them")
