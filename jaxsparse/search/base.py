@@ -343,7 +343,8 @@ class _Loop:
 
     def __init__(self, search: Search, key: PRNGKey, steps: int, one_call: bool) -> None:
         self.search, self.key, self.steps = search, key, steps
-        self.call_steps = max(steps, 1) if one_call else min(CALL_STEPS, max(steps, 1))
+        # The room for infos, which is the same whatever the steps, so that it is compiled once.
+        self.call_steps = max(steps, 1) if one_call else CALL_STEPS
         self.one_call = one_call
         self.step = 0
         self.seconds = 0.0
