@@ -137,12 +137,12 @@ def peak_bytes(compiled: Any) -> int:
     )
 
 
-def peer(problem: Problem, threads: int) -> Variant:
-    """The same network as a plain PyTorch module."""
+def torch_network(problem: Problem, threads: int) -> Any:
+    """The network with the problem's parameters as a plain PyTorch module."""
     try:
         import torch
     except ImportError:
-        sys.exit("benchmarks.train_step: needs PyTorch: pip install 'jaxsparse[benchmark]'")
+        sys.exit("this benchmark needs PyTorch: pip install 'jaxsparse[benchmark]'")
     from torch.nn import functional
 
     from jaxsparse.nn.network import SparseCNNConfig
@@ -179,7 +179,16 @@ def peer(problem: Problem, threads: int) -> Variant:
                 x, mask = layer(functional.relu(x) if index else x, mask)
             return x * config.input_scale + config.input_offset
 
-    network = SparseCNN()
+    return SparseCNN()
+
+
+def peer(problem: Problem, threads: int) -> Variant:
+    """The same step by PyTorch."""
+    network = torch_network(problem, threads)
+    # After the network, which says so where PyTorch is missing.
+    import torch
+    from torch.nn import functional
+
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     spectrograms = torch.from_numpy(problem.spectrograms)[:, None]
     masks = torch.from_numpy(problem.masks.astype(np.float32))[:, None]

@@ -188,7 +188,7 @@ def _relaxation(
 
 
 def _over_clips(values: Iterable[float]) -> dict[str, Any]:
-    return report._statistics([[value] for value in values])
+    return report.statistics([[value] for value in values])
 
 
 def tables(summary: dict[str, Any]) -> str:
@@ -236,13 +236,13 @@ def _table(cells: Sequence[Row], columns: Sequence[str]) -> str:
         if any(value is not None for value in known):
             rows.append([*names[:2], f"{names[2]}, thesis", *map(_value, known)])
     header = ["sparsity", "phases", "score", *(TITLES[method] for method in columns)]
-    return report._grid(header, rows)
+    return report.grid(header, rows)
 
 
 def _cell(cell: Row | None, metric: str) -> str:
     if cell is None:
         return ""
-    return report._cell(cell, report.DIGITS.get(metric, 3)) + "\\*" * bool(cell["cut_short"])
+    return report.cell(cell, report.DIGITS.get(metric, 3)) + "\\*" * bool(cell["cut_short"])
 
 
 def _value(value: float | None) -> str:
@@ -289,12 +289,12 @@ def _relaxation_tables(lines: Sequence[Row]) -> str:
             known = [line["thesis"].get(name) for name in mse]
             rows.append([f"{percent}, thesis"] + [_value(v and round(v, 3)) for v in known])
     text = "MSE (dB²); the gap is what rounding costs.\n\n"
-    text += report._grid(["sparsity", *mse.values()], rows)
+    text += report.grid(["sparsity", *mse.values()], rows)
     titles = ["crossings", "violation", "multiplier", "gradient norm", "KKT residual", "relative"]
     text += "\nThe end of the search: entries whose rounded value is not that of the start, mean of"
     text += " the soft mask less the share of ones, and the gradient of the Lagrangian, alone and"
     text += " over that of the MSE.\n\n"
-    return text + report._grid(
+    return text + report.grid(
         ["sparsity", *titles],
         [
             [_percent(line["sparsity"])] + [_digits(line[name], ".3g") for name in MEASURES]
@@ -312,7 +312,7 @@ def _digits(value: dict[str, Any] | None, digits: str) -> str:
 
 
 def _searches(searches: Iterable[Row]) -> str:
-    return report._grid(
+    return report.grid(
         ["search", "sparsity", "done", "masks evaluated", "seconds"],
         [
             [

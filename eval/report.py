@@ -56,14 +56,15 @@ def summarize(rows: Iterable[Row], metrics: Sequence[str]) -> list[Row]:
     return [
         dict(zip(GROUP, group, strict=True))
         | {
-            metric: _statistics([[row[metric] for row in clip] for clip in clips.values()])
+            metric: statistics([[row[metric] for row in clip] for clip in clips.values()])
             for metric in metrics
         }
         for group, clips in groups.items()
     ]
 
 
-def _statistics(clips: Sequence[Sequence[float]]) -> dict[str, float | int | None]:
+def statistics(clips: Sequence[Sequence[float]]) -> dict[str, float | int | None]:
+    """Mean and standard error over clips, each of them the mean over its seeds; NaN is counted."""
     means = np.array([np.mean(seeds) for seeds in clips])
     scored = means[np.isfinite(means)]
     n = len(scored)
@@ -89,10 +90,10 @@ def table(summary: dict[str, Any]) -> str:
     groups = summary["groups"]
     metrics = [metric for metric in TITLES if metric in groups[0]]
     text = "## All phases\n\n" if summary["settings"]["phases"] != ["all"] else ""
-    text += _grid(
+    text += grid(
         ["method", "masks", "kept bins put back", *(TITLES[m] for m in metrics), "thesis (1)"],
         [
-            [*_names(g), *(_cell(g[m], DIGITS.get(m, 3)) for m in metrics), _thesis(g)]
+            [*_names(g), *(cell(g[m], DIGITS.get(m, 3)) for m in metrics), _thesis(g)]
             for g in groups
             if g["phases"] == "all"
         ],
@@ -121,7 +122,7 @@ def _with_phases(groups: Iterable[Row]) -> set[str]:
 def _phases_table(groups: Sequence[Row], metrics: Sequence[str]) -> str:
     """A row for each network and choice of phases, with the share of phases that is not stored."""
     methods = _with_phases(groups)
-    return _grid(
+    return grid(
         ["method", "masks", "kept bins put back", "phases", "saved", "thesis saves"]
         + [TITLES[m] for m in metrics],
         [
@@ -130,7 +131,7 @@ def _phases_table(groups: Sequence[Row], metrics: Sequence[str]) -> str:
                 PHASES_TITLES[g["phases"]],
                 _percent(g["phases_saved"]["mean"]),
                 _percent(THESIS_SAVED.get(g["phases"])),
-                *(_cell(g[m], 3) for m in metrics),
+                *(cell(g[m], 3) for m in metrics),
             ]
             for g in groups
             if g["method"] in methods
@@ -138,7 +139,8 @@ def _phases_table(groups: Sequence[Row], metrics: Sequence[str]) -> str:
     )
 
 
-def _grid(header: list[str], lines: list[list[str]]) -> str:
+def grid(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
     return "".join(
         "| " + " | ".join(line) + " |\n" for line in (header, ["---"] * len(header), *lines)
     )
@@ -149,7 +151,8 @@ def _names(group: Row) -> list[str]:
     return [group["method"], masks, ("yes" if group["keep_observed"] else "no") if masks else ""]
 
 
-def _cell(value: dict[str, Any], digits: int) -> str:
+def cell(value: dict[str, Any], digits: int) -> str:
+    """What `statistics` gave, as text."""
     if value["mean"] is None:
         return "none"
     text = f"{value['mean']:.{digits}f}"

@@ -6,11 +6,17 @@ from .masks import random_mask as random_mask
 from .nn.network import SparseCNNConfig as SparseCNNConfig
 from .nn.network import sparse_cnn as sparse_cnn
 from .nn.sparse_conv import sparse_conv as sparse_conv
+from .objectives import mse_objective as mse_objective
+from .objectives import pesq_objective as pesq_objective
 from .pretrained import load_pretrained as load_pretrained
 from .pretrained import load_weights as load_weights
 from .reconstruct import evaluate_masks as evaluate_masks
 from .reconstruct import reconstruct_spectrogram as reconstruct_spectrogram
 from .reconstruct import to_waveform as to_waveform
+from .search.genetic import GeneticConfig as GeneticConfig
+from .search.genetic import genetic as genetic
+from .search.lagrangian import LagrangianSettings as LagrangianSettings
+from .search.lagrangian import lagrangian as lagrangian
 from .spectrogram import log_power as log_power
 from .spectrogram import phase_mask as phase_mask
 from .spectrogram import power_to_db as power_to_db
