@@ -96,7 +96,6 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
 }
 # What not every method has.
 OPTIONAL = ("loss", *MEASURES)
-_LEAST_MINUTES = 0.001
 # Updates between two entries of a relaxation's history.
 _UPDATES_PER_STEP = 100
 _DEFAULTS = LagrangianSettings()
@@ -272,9 +271,8 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"{name} can't be negative, infinite or NaN")
     if not 0 < settings.steepness < math.inf:
         raise SettingsError("steepness must be more than 0 and finite")
-    # In less, not even a first step would be begun.
-    if settings.budget is not None and not settings.budget >= _LEAST_MINUTES:
-        raise SettingsError(f"budget must be at least {_LEAST_MINUTES} minutes")
+    if settings.budget is not None and not settings.budget > 0:
+        raise SettingsError("budget must be more than 0 minutes")
     stems = [path.stem for path in settings.clip]
     if len(set(stems)) < len(stems):
         raise SettingsError("clips need different names, since files are named by them")

@@ -69,7 +69,12 @@ def read_rows(out):
 
 
 def without_times(rows):
-    return {key: {k: v for k, v in row.items() if k != "seconds"} for key, row in rows.items()}
+    """`pystoi`'s extended measure adds noise at rounding level, so its last digits vary."""
+    return {
+        key: {k: v for k, v in row.items() if k != "seconds"}
+        | {"estoi": f"{float(row['estoi']):.9f}"}
+        for key, row in rows.items()
+    }
 
 
 def read_mask(out, name):
@@ -127,7 +132,8 @@ def test_rows_are_what_the_mask_gives_by_itself(method, clip, finished):
     rows = read_rows(finished)
     for phases, threshold in (("all", None), ("60", 60.0)):
         row = rows["0.95", method, phases]
-        assert float(row["mse"]) == pytest.approx(np.mean((estimate - dense) ** 2), rel=1e-4)
+        error = np.mean((estimate - np.asarray(dense)) ** 2)
+        assert float(row["mse"]) == pytest.approx(error, rel=1e-4)
         angle = jnp.where(phase_mask(dense, threshold), jnp.angle(spectrum), 0)
         sound = to_waveform(jnp.asarray(estimate, jnp.float32), angle, length=N_SAMPLES)
         batch = {"reference": signal[None], "estimate": np.asarray(sound)[None]}
@@ -148,7 +154,7 @@ def test_a_run_that_was_cut_short_says_so_and_goes_on_to_the_same(clip, finished
     out = tmp_path / "run"
     chosen = flags(clip, out, "--methods", "genetic-mse", "genetic-pesq")
     # One step is done in any time.
-    assert masks.main([*chosen, "--budget", "0.001"]) == 0
+    assert masks.main([*chosen, "--budget", "1e-9"]) == 0
     text = capsys.readouterr().out
     assert text == (out / "tables.md").read_text() + "\n"
     assert {row["done"] for row in read_rows(out).values()} == {"2"}
@@ -301,7 +307,7 @@ def test_clips_that_are_refused(make, reason, tmp_path, capsys):
         (["--population", "3"], "population must be at least 4"),
         (["--generations", "0"], "generations must be at least 1"),
         (["--steps", "0"], "steps must be at least 1"),
-        (["--budget", "0"], "budget must be at least 0.001"),
+        (["--budget", "0"], "budget must be more than 0"),
         (["--steepness", "nan"], "steepness must be more than 0"),
         (["--penalty", "-1"], "penalty can't be negative"),
         (["--clip", "a/x.wav", "b/x.flac"], "clips need different names"),

@@ -305,7 +305,7 @@ def test_finds_the_optimum_and_converges(key, target, relaxation):
 
 
 def test_violation_shrinks_without_a_penalty(key, target):
-    search = search_of(target, settings=LagrangianSettings(0.1, 5.0))
+    search = search_of(target, settings=LagrangianSettings(0.1, 5.0, penalty=0.0))
     violation = np.abs(base.run(search, key, steps=10).history["violation"])
     assert violation[0] > 0.02 and violation[-1] < 0.002
 

@@ -297,7 +297,8 @@ def run(
         search: What to run.
         key: Of the run.
         steps: Steps after `init`.
-        minutes: No further call is begun after this time; what was begun is finished.
+        minutes: No further call is begun after this time, but for the first one, of one step;
+            what was begun is finished.
         evaluations: No step is begun that would evaluate more masks than these in all.
         one_call: All steps in a single call: without progress, and with checkpoints and the budget
             in minutes at its end alone.
@@ -373,8 +374,6 @@ class _Loop:
         n = self.call_steps if self.one_call else 1
         began = time.perf_counter()
         while self.step < self.steps:
-            if minutes is not None and time.perf_counter() - began >= 60 * minutes:
-                return
             n = min(n, self.steps - self.step)
             call_began = time.perf_counter()
             advance(n)
@@ -382,6 +381,8 @@ class _Loop:
             self.seconds += took
             self.step += n
             yield n
+            if minutes is not None and time.perf_counter() - began >= 60 * minutes:
+                return
             n = min(max(int(n * CALL_SECONDS / max(took, 1e-9)), 1), 2 * n, self.call_steps)
 
     def _compiled(self) -> Callable[[int], None]:
