@@ -73,7 +73,7 @@ def sweep(settings: Settings) -> list[dict[str, float]]:
         return search._replace(init=lambda _: search.init(key))
 
     result = run(batch(make, columns), jax.random.key(0), steps=settings.updates // 100)
-    shown = ("best", "loss", "hard_loss", "violation", "multiplier", "crossings", "stationarity")
+    shown = ("best", "loss", "hard_loss", "violation", "multiplier", "crossings")
     return [
         dict(zip(names, combination, strict=True))
         | {name: float(result.history[name][-1][i]) for name in shown}

@@ -40,7 +40,7 @@ from eval import masks_report
 from eval.masks_report import MEASURES, RELAXED
 from eval.reconstruction import CONFIG, SettingsError, make_synthesis, mask_key
 from eval.report import SCORES, Phases
-from eval.rows import Row, RowFile
+from eval.rows import Row, RowFile, RowsError
 from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import FileClip
@@ -133,6 +133,8 @@ class Settings:
     """Of the relaxation's logistic function."""
     penalty: float = float(_DEFAULTS.penalty)
     """Weight of half the squared violation of the relaxation's constraint."""
+    one_call: bool = False
+    """Compute a search that stays on the device in one call, without progress or checkpoints."""
     budget: float | None = None
     """Minutes for each search and run of this command, unless it is done before."""
     keep_observed: bool = False
@@ -204,6 +206,7 @@ def run(settings: Settings) -> dict[str, Any]:
         CheckpointError: If what a search saved is damaged.
         FileExistsError: If `settings.out` holds a run with other settings.
         OSError: If a clip can't be found or the results can't be written.
+        RowsError: If what is in `settings.out` is damaged.
         SettingsError: If a setting is out of range.
         WeightsError: If a network's file is damaged.
     """
@@ -211,8 +214,10 @@ def run(settings: Settings) -> dict[str, Any]:
     out = RowFile(settings.out, COLUMNS, _identity(settings))
     with jax.default_matmul_precision("highest"), ScorePool(settings.workers) as pool, out:
         tasks = list(make_tasks(settings, pool))
-        for task in tasks:
-            _claim(settings, task)
+        # All are checked before anything is written.
+        for path, claim in [_claim(settings, task) for task in tasks]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, claim)
         settings.out.mkdir(parents=True, exist_ok=True)
         atomic_write(settings.out / "settings.json", json.dumps(out.settings, indent=1).encode())
         rows = {_key(row): row for row in out.rows}
@@ -225,7 +230,7 @@ def run(settings: Settings) -> dict[str, Any]:
                     rows[_key(row)] = row
                 _report(settings, rows)
             for row in _rows_of(task, rows):
-                row["asked"] = task.asked
+                row["asked"] = max(task.asked, row["done"])
     out.rows[:] = sorted(rows.values(), key=_place)
     out.rewrite()
     return _report(settings, rows)
@@ -273,6 +278,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError("steepness must be more than 0 and finite")
     if settings.budget is not None and not settings.budget > 0:
         raise SettingsError("budget must be more than 0 minutes")
+    if len({f"{100 * sparsity:g}" for sparsity in settings.sparsity}) < len(settings.sparsity):
+        raise SettingsError("sparsities need different names, since files are named by them")
     stems = [path.stem for path in settings.clip]
     if len(set(stems)) < len(stems):
         raise SettingsError("clips need different names, since files are named by them")
@@ -342,41 +349,40 @@ def _transform(signal: jax.Array) -> jax.Array:
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
-    """What decides on the values of every row; `_claim` has the rest."""
-    return {"seed": settings.seed, "keep_observed": settings.keep_observed}
+    """What decides on the values of all rows, as JSON; `_claim` has what decides on one's."""
+    names = (
+        *("seed", "keep_observed", "population", "fitness_band", "n_samples"),
+        *("learning_rate", "multiplier_rate", "steepness", "penalty"),
+    )
+    return {name: getattr(settings, name) for name in names} | {
+        "updates_per_step": _updates_per_step(settings)
+    }
 
 
-def _claim(settings: Settings, task: Task) -> None:
-    """Notes what decides on a task's rows, as JSON beside its checkpoints.
+def _claim(settings: Settings, task: Task) -> tuple[Path, bytes]:
+    """What decides on a task's rows, and the file beside its checkpoints that notes it.
 
     Raises:
         FileExistsError: If they were made with something else.
+        RowsError: If the file is damaged.
     """
-    wanted: dict[str, Any] = {
+    wanted = {
         "clip": hashlib.sha256(task.sound.signal.tobytes()).hexdigest(),
         "network": task.network.card["sha256"],
     }
-    kind, _, fitness = task.method.partition("-")
-    if kind in ("genetic", "control"):
-        wanted["population"] = settings.population
-    if fitness == "pesq":
-        wanted["fitness_band"] = settings.fitness_band
-    if kind == "relaxation":
-        names = ("learning_rate", "multiplier_rate", "steepness", "penalty")
-        wanted |= {name: getattr(settings, name) for name in names}
-        wanted["updates_per_step"] = _updates_per_step(settings)
     path = settings.out / "searches" / f"{task.name}.json"
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise RowsError(f"{path} is damaged") from error
         changed = [name for name in wanted | before if wanted.get(name) != before.get(name)]
         if changed:
             raise FileExistsError(
                 f"{settings.out} holds {task.name} with another {', '.join(changed)}: take another"
                 " folder"
             )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(wanted, indent=1).encode())
+    return path, json.dumps(wanted, indent=1).encode()
 
 
 def _key(row: Row) -> tuple:
@@ -459,9 +465,12 @@ def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
         "seconds": result.seconds,
         "loss": float(result.best.loss),
     }
-    generations = {"generation": np.arange(result.steps) + 2}
+    history = {"generation": np.arange(result.steps + 1) + 1, "best": [result.first]}
+    for name, values in result.history.items():
+        # Of the first population there is only the best.
+        history[name] = np.append(history.get(name, [math.nan]), values)
     mask = result.mask(task.shape)
-    return Found({task.method: mask}, {task.method: facts}, generations | result.history)
+    return Found({task.method: mask}, {task.method: facts}, history)
 
 
 def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
@@ -513,6 +522,7 @@ def _search(settings: Settings, task: Task, search: base.Search, steps: int) -> 
         jax.random.fold_in(mask_key(settings.seed, task.sound.file), _KEYS[task.method]),
         steps=steps,
         minutes=settings.budget,
+        one_call=settings.one_call,
         folder=settings.out / "searches" / task.name,
         label=task.name,
     )

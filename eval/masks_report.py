@@ -12,7 +12,7 @@ import numpy as np
 
 from eval import report
 from eval.report import SCORES
-from eval.rows import Row
+from eval.rows import Row, RowsError
 from jaxsparse.audio import atomic_write
 from jaxsparse.errors import one_line
 
@@ -169,7 +169,7 @@ def _relaxation(
     for row in rows:
         if row["sparsity"] == sparsity and row["phases"] == "all":
             clips.setdefault(row["clip"], {})[row["method"]] = row
-    relaxed = [clip for clip in clips.values() if RELAXED[0] in clip]
+    relaxed = [clip for clip in clips.values() if clip.keys() >= set(RELAXED)]
     if not relaxed:
         return
     line: dict[str, Any] = {"sparsity": sparsity} | progress[sparsity, RELAXED[0]]
@@ -359,7 +359,11 @@ def write(summary: dict[str, Any], out: Path) -> None:
 
 
 def read_histories(summary: dict[str, Any], out: Path) -> dict[tuple, dict[str, np.ndarray]]:
-    """Searches' courses by clip, sparsity and method, those that a run has."""
+    """Searches' courses by clip, sparsity and method, those that a run has.
+
+    Raises:
+        RowsError: If a file is damaged.
+    """
     found = {}
     searches = {
         (search["sparsity"], search["method"].replace("relaxation-soft", "relaxation"))
@@ -369,8 +373,11 @@ def read_histories(summary: dict[str, Any], out: Path) -> dict[tuple, dict[str, 
     for clip, (sparsity, method) in itertools.product(summary["clips"], sorted(searches)):
         path = out / "history" / f"{clip}-{100 * sparsity:g}-{method}.csv"
         if path.exists():
-            names, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
-            values = np.array(lines, float).reshape(-1, len(names)).T
+            try:
+                names, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
+                values = np.array(lines, float).reshape(-1, len(names)).T
+            except ValueError as error:
+                raise RowsError(f"{path} is damaged") from error
             found[clip, sparsity, method] = dict(zip(names, values, strict=True))
     return found
 

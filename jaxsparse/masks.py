@@ -6,6 +6,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, UInt, UInt8
 
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram
@@ -140,7 +141,7 @@ def check_count(count: int | Int[Array, ""], size: int) -> None:
     Raises:
         ValueError: If it is not from 0 to `size`.
     """
-    if isinstance(count, int) and not 0 <= count <= size:
+    if not isinstance(count, Tracer) and not 0 <= int(count) <= size:
         raise ValueError(f"a mask of {size} entries can't keep {count}")
 
 

@@ -14,9 +14,14 @@ from jaxsparse.masks import unpack_mask
 from jaxsparse.metrics import Metric, ScorePool
 from jaxsparse.nn.network import Apply, Params
 from jaxsparse.reconstruct import reconstruct_spectrogram, to_waveform
-from jaxsparse.search.base import HostObjective
+from jaxsparse.search.base import HostObjective, chunk_size
 from jaxsparse.stft import STFTConfig
 from jaxsparse.types import SAMPLE_RATE, Mask, Spectrogram
+
+# Sounds that wait for their scores, and masks that the device takes together at most: more of them
+# leave the pool idle at both ends of a population.
+MAX_PENDING = 64
+_MAX_CHUNK = 16
 
 
 def mse_objective(
@@ -44,6 +49,8 @@ def _mse(apply: Apply, keep_observed: bool) -> Callable[..., tuple[Array, None]]
         )
         return losses.mse(reference=spectrogram[None], estimate=estimate[None])[0], None
 
+    # Its name tells checkpoints which of them it is.
+    objective.__qualname__ = f"mse_objective(keep_observed={keep_observed})"
     return objective
 
 
@@ -58,7 +65,7 @@ def pesq_objective(
     band: Literal["wb", "nb"] = "wb",
     keep_observed: bool = True,
     config: STFTConfig = STFTConfig(),
-    chunk: int = 2,
+    chunk_bytes: int | None = None,
 ) -> HostObjective:
     """Negative PESQ of the sound that comes back, by `pesq` (thesis, section 4.4.2).
 
@@ -74,7 +81,8 @@ def pesq_objective(
         band: Wide or narrow band.
         keep_observed: See `reconstruct_spectrogram`; the thesis searches without.
         config: Settings of the inverse transform.
-        chunk: Masks that the device takes together.
+        chunk_bytes: What masks that the device takes together may take; see
+            `jaxsparse.search.base.chunk_size`.
 
     Returns:
         An objective with the losses and, as aux, ``{"mse": dB^2}``. Where PESQ has no score, the
@@ -83,6 +91,9 @@ def pesq_objective(
     reference = np.asarray(waveform)
     synthesize = _synthesis(apply, keep_observed, config, len(reference))
     metric: Metric = "pesq_wb" if band == "wb" else "pesq_nb"
+    completion = mse_objective(apply, params, spectrogram, keep_observed=keep_observed)
+    # Sound takes about as much as the spectrogram that it is made of.
+    chunk = min(max(chunk_size(completion, spectrogram.shape, chunk_bytes) // 2, 1), _MAX_CHUNK)
 
     def score(bits: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         # Padded, so that the last chunk compiles nothing anew.
@@ -103,10 +114,13 @@ def pesq_objective(
                 pool.submit(metric, reference=reference, estimate=sound, sample_rate=SAMPLE_RATE)
                 for sound in np.asarray(sounds)[: n - start]
             ]
+            if len(futures) > MAX_PENDING:
+                futures[-MAX_PENDING].result()
         scores = np.array([future.result().value for future in futures])
         return -scores, {"mse": np.concatenate(errors)[:n]}
 
-    return HostObjective(score)
+    about = f"{metric}, keep_observed={keep_observed}, {config}"
+    return HostObjective(score, (about, params, spectrogram, phase, reference))
 
 
 @functools.lru_cache

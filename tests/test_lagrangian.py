@@ -300,7 +300,7 @@ def test_finds_the_optimum_and_converges(key, target, relaxation):
     assert kkt.stationarity < 0.1 * at_start.stationarity
     assert kkt.feasibility < 1e-3
     np.testing.assert_allclose(
-        result.history["stationarity"][-1], kkt.relative_stationarity, rtol=1e-3, atol=1e-6
+        result.history["relative_stationarity"][-1], kkt.relative_stationarity, rtol=1e-3, atol=1e-6
     )
 
 
@@ -418,7 +418,7 @@ def test_nan_of_all_soft_masks_shows_and_does_not_poison(key):
     assert np.all(np.isfinite(result.state.scores)) and np.isfinite(result.state.multiplier)
     assert np.all(result.history["failed"] == 100)
     assert np.all(np.isnan(result.history["loss"]))
-    assert np.all(np.isnan(result.history["stationarity"]))
+    assert np.all(np.isnan(result.history["relative_stationarity"]))
     np.testing.assert_allclose(result.best.loss, COUNT / 20, rtol=1e-6)
     kkt = kkt_residual(objective, logistic(), result.state, COUNT)
     assert np.isnan(kkt.stationarity) and np.isfinite(kkt.feasibility)

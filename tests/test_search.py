@@ -169,7 +169,9 @@ def test_nan_never_wins(name):
 @every_search
 def test_without_any_loss_the_archive_says_so(name):
     result = run(SEARCHES[name](problem(limit=-1.0)), jax.random.key(1), steps=3)
-    assert result.best.loss == np.inf
+    assert result.first == result.best.loss == np.inf
+    # There is a mask all the same.
+    assert int(result.mask(SHAPE).sum()) == COUNT
 
 
 @pytest.mark.parametrize("name", ["genetic", "blocks", "logistic", "straight-through", "exact-sum"])
@@ -201,9 +203,23 @@ def call(step, key, state):
 def test_compilations_do_not_grow_with_steps_clips_and_counts(name):
     run(SEARCHES[name](problem(7)), jax.random.key(1), steps=5)
     with Compilations() as compilations:
-        run(SEARCHES[name](problem(8)), jax.random.key(2), steps=5)
-    # On the host the made-up objective is a new function, and nothing of the search is compiled.
+        run(SEARCHES[name](problem(8)), jax.random.key(2), steps=9)
     assert compilations.count == 0
+
+
+@pytest.mark.parametrize("search", [genetic, lagrangian])
+def test_five_hundred_steps_of_another_count_compile_nothing(search):
+    def go(count, steps):
+        made = search(problem(7), SHAPE, count, **more)
+        return run(made, jax.random.key(1), steps=steps)
+
+    more = {"config": SMALL} if search is genetic else {"updates_per_step": 1}
+    go(COUNT, 2)
+    # What a result is made of is eager, once for a count.
+    with Compilations() as compilations:
+        result = go(COUNT + 3, 500)
+    assert compilations.count == 0
+    assert int(result.mask(SHAPE).sum()) == COUNT + 3
 
 
 @pytest.mark.parametrize("name", ["genetic", "exact-sum"])
@@ -257,16 +273,37 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(name, finished, tmp_path)
     np.testing.assert_array_equal(again.best.bits, whole.best.bits)
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path):
-    run(SEARCHES["genetic"](problem()), jax.random.key(1), steps=2, folder=tmp_path / "run")
-    for objective, seed in ((problem(), 2), (problem(1), 1)):
-        with pytest.raises(FileExistsError, match="another search, clip, count or key"):
-            run(
-                SEARCHES["genetic"](objective),
-                jax.random.key(seed),
-                steps=2,
-                folder=tmp_path / "run",
-            )
+@pytest.mark.parametrize(
+    ("other", "seed"),
+    [
+        (lambda: SEARCHES["genetic"](problem()), 2),
+        (lambda: SEARCHES["genetic"](problem(1)), 1),
+        (lambda: genetic(problem(), SHAPE, COUNT + 1, SMALL), 1),
+        (lambda: genetic(problem(), SHAPE, COUNT, GeneticConfig(20, mutation=0.1)), 1),
+        (lambda: SEARCHES["control"](problem()), 1),
+        (lambda: SEARCHES["host"](problem()), 1),
+        (lambda: SEARCHES["logistic"](problem()), 1),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(other, seed, tmp_path):
+    folder = tmp_path / "run"
+    run(SEARCHES["genetic"](problem()), jax.random.key(1), steps=2, folder=folder)
+    with pytest.raises(FileExistsError, match="another search, clip, count or key"):
+        run(other(), jax.random.key(seed), steps=2, folder=folder)
+
+
+def test_host_objectives_have_an_identity(tmp_path):
+    """Their functions hide the arrays."""
+    score = on_host(problem()).score
+
+    def search(*identity):
+        return genetic(HostObjective(score, identity), SHAPE, COUNT, SMALL)
+
+    run(search("nb", jnp.ones(3)), jax.random.key(1), steps=1, folder=tmp_path)
+    assert run(search("nb", jnp.ones(3)), jax.random.key(1), steps=2, folder=tmp_path).steps == 2
+    for identity in (("wb", jnp.ones(3)), ("nb", jnp.zeros(3))):
+        with pytest.raises(FileExistsError):
+            run(search(*identity), jax.random.key(1), steps=2, folder=tmp_path)
 
 
 KILLED = """
@@ -327,7 +364,7 @@ def test_a_search_of_ones_own_in_ten_lines():
     """Any pair of functions will do; and each step gets the key of its number."""
 
     def init(key):
-        return Count(jnp.int32(0), empty_archive(3, None))
+        return Count(jnp.int32(0), empty_archive(jnp.zeros(3, jnp.uint8), None))
 
     def step(key, state):
         mask = random_mask(key, SHAPE, COUNT)
@@ -378,7 +415,7 @@ def test_progress_is_shown_when_asked_for(capsys):
 
 
 def test_archive_keeps_aux_with_the_mask():
-    best = empty_archive(1, jnp.float32(0))
+    best = empty_archive(jnp.zeros(1, jnp.uint8), jnp.float32(0))
     bits = jnp.array([[1], [2], [3]], jnp.uint8)
     best = archive(best, bits, jnp.array([3.0, jnp.nan, 2.0]), jnp.array([10.0, 20.0, 30.0]))
     assert (best.bits[0], best.loss, best.aux) == (3, 2.0, 30.0)
@@ -393,10 +430,23 @@ def test_chunks_keep_to_their_bytes():
         # Some floats for every entry.
         return jnp.sum(jnp.sin(jnp.fft.fft2(mask.astype(jnp.float32)).real)), None
 
-    few, many = (base.chunk_size(Partial(spectral), shape, n) for n in (1, 1 << 20))
-    assert few == 1 and 2 <= many <= (1 << 20) // (64 * 64)
+    budget = 1 << 20
+    few, many = (base.chunk_size(Partial(spectral), shape, n) for n in (1, budget))
+    assert few == 1 and many > 1
+    masks = jax.ShapeDtypeStruct((many, *shape), bool)
+    memory = jax.jit(jax.vmap(spectral)).lower(masks).compile().memory_analysis()
+    assert memory is not None
+    assert budget / 4 < memory.temp_size_in_bytes + memory.output_size_in_bytes <= budget
     with pytest.raises(ValueError, match="positive"):
         base.chunk_size(Partial(spectral), shape, 0)
+
+
+@pytest.mark.parametrize(("n", "chunk"), [(1, 4), (7, 3), (12, 5), (12, 50)])
+def test_population_of_any_size_is_evaluated_whole(n, chunk):
+    keys = jax.random.split(jax.random.key(0), n)
+    bits = jax.vmap(lambda key: pack_mask(random_mask(key, SHAPE, COUNT)))(keys)
+    losses, _ = base.evaluate(problem(), bits, SHAPE, chunk)
+    np.testing.assert_allclose(losses, losses_of(problem(), bits), rtol=1e-6)
 
 
 def test_memory_beyond_the_packed_population_does_not_grow_with_it():

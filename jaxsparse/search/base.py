@@ -41,7 +41,7 @@ CALL_STEPS = 500
 SAVE_SECONDS = 60.0
 # What `init` folds into the key; steps fold in their number.
 _INIT = np.uint32(2**32 - 1)
-# Of the memory that is free, for individuals evaluated together.
+# Of the memory, for individuals evaluated together.
 _MEMORY_SHARE = 4
 # More at a time is no faster on a CPU, whose caches it leaves.
 _CPU_CHUNK_BYTES = 1 << 26
@@ -73,9 +73,12 @@ class HostObjective(NamedTuple):
     Attributes:
         score: From packed masks [P, W] (see `jaxsparse.masks.pack_mask`) to losses [P] and aux, a
             tree of arrays with leading axis P; never traced.
+        identity: A tree of arrays and strings that decide on the scores: a search's checkpoints
+            are refused for others.
     """
 
     score: Callable[[UInt8[Array, "P W"]], tuple[Any, Any]]
+    identity: Any = ()
 
 
 class Best(NamedTuple):
@@ -84,7 +87,7 @@ class Best(NamedTuple):
     bits: UInt8[Array, "*batch W"]
     """Packed, with exactly the count of ones that was asked for."""
     loss: Float[Array, "*batch"]
-    """Of that hard mask; inf while no mask had a loss."""
+    """Of that hard mask; inf while no mask had a loss, and the mask is the first one then."""
     aux: Any
     """What the objective gave with it."""
 
@@ -122,12 +125,17 @@ class Search(NamedTuple):
     """Masks that a step evaluates."""
     on_host: bool = False
     """Whether its objective leaves the device, so that it can't be traced as a whole."""
+    identity: Any = ()
+    """A tree of arrays and strings, beside the arrays of the functions, that decide on the result:
+    a search's checkpoints are refused for others."""
 
 
 class Result(NamedTuple):
     """How a run ended."""
 
     state: Any
+    first: np.ndarray
+    """Loss of the archive before the first step."""
     history: dict[str, np.ndarray]
     """The infos' fields, stacked: arrays on the host with the number of steps first."""
     steps: int
@@ -147,15 +155,14 @@ class Result(NamedTuple):
         return unpack(bits) if bits.ndim == 1 else jax.vmap(unpack)(bits)
 
 
-def empty_archive(n_bytes: int, aux: Any) -> Best:
-    """An archive of nothing.
+def empty_archive(bits: UInt8[Array, " W"], aux: Any) -> Best:
+    """An archive without a loss.
 
     Args:
-        n_bytes: Length of the packed masks.
-        aux: A tree of arrays, or their shapes, as the objective gives them for one mask.
+        bits: A packed mask of the right count, which stands there until one has a loss.
+        aux: What the objective gave with it, or would.
     """
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), aux)
-    return Best(jnp.zeros(n_bytes, jnp.uint8), jnp.float32(jnp.inf), nothing)
+    return Best(bits, jnp.float32(jnp.inf), aux)
 
 
 def archive(best: Best, bits: UInt8[Array, "P W"], losses: Float[Array, " P"], aux: Any) -> Best:
@@ -188,8 +195,11 @@ def evaluate(
     objective: Partial, bits: UInt8[Array, "P W"], shape: tuple[int, ...], chunk: int
 ) -> tuple[Float[Array, " P"], Any]:
     """Losses and aux of packed masks, `chunk` of them unpacked and evaluated at a time."""
-    # As equal as they can be, since a remainder would be compiled for itself.
-    chunk = -(-bits.shape[0] // -(-bits.shape[0] // chunk))
+    # The largest that divides, unless it is far smaller: a remainder is compiled for itself.
+    n = bits.shape[0]
+    chunk = min(chunk, n)
+    divisor = next(size for size in range(chunk, 0, -1) if n % size == 0)
+    chunk = divisor if 2 * divisor >= chunk else chunk
     return lax.map(lambda packed: objective(unpack_mask(packed, shape)), bits, batch_size=chunk)
 
 
@@ -199,14 +209,14 @@ def chunk_size(objective: Partial, shape: tuple[int, ...], chunk_bytes: int | No
     Args:
         objective: It is compiled for one mask, and the compiler asked what that takes.
         shape: Of a mask.
-        chunk_bytes: What they may take together; by default a quarter of the memory that is free
-            on the device, and on a CPU, where more is no faster, at most 64 MiB.
+        chunk_bytes: What they may take together; by default a quarter of the device's memory, and
+            on a CPU, where more is no faster, at most 64 MiB.
 
     Raises:
         ValueError: If `chunk_bytes` is not positive.
     """
     if chunk_bytes is None:
-        chunk_bytes = _free_bytes() // _MEMORY_SHARE
+        chunk_bytes = _memory() // _MEMORY_SHARE
         if jax.default_backend() == "cpu":
             chunk_bytes = min(chunk_bytes, _CPU_CHUNK_BYTES)
     elif chunk_bytes < 1:
@@ -216,11 +226,12 @@ def chunk_size(objective: Partial, shape: tuple[int, ...], chunk_bytes: int | No
     return max(chunk_bytes // _bytes_per_mask(structure, kinds, shape), 1)
 
 
-def _free_bytes() -> int:
+def _memory() -> int:
+    """Of the device, or of the system; not what is free, since results must not depend on that."""
     memory = jax.local_devices()[0].memory_stats()
     if memory and "bytes_limit" in memory:
-        return memory["bytes_limit"] - memory.get("bytes_in_use", 0)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return memory["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @functools.lru_cache
@@ -238,7 +249,8 @@ def batch(make: Callable[[Any], Search], data: Any) -> Search:
     """Independent searches side by side, by ``vmap``: over clips, settings or islands.
 
     States, infos and results have the batch as their first axis. Each search gets a key of its
-    own, split from the one that `init` or `step` is given.
+    own, split from the one that `init` or `step` is given. Each evaluates a chunk at a time, so
+    that on a large batch `chunk_bytes` of each should be less.
 
     Args:
         make: Builds a search from one entry of `data`; called while being traced. Arrays that it
@@ -258,6 +270,7 @@ def batch(make: Callable[[Any], Search], data: Any) -> Search:
         Partial(step, data),
         n * first.initial_evaluations,
         n * first.evaluations,
+        identity=first.identity,
     )
 
 
@@ -297,12 +310,14 @@ def run(
         search: What to run.
         key: Of the run.
         steps: Steps after `init`.
-        minutes: No further call is begun after this time, but for the first one, of one step;
-            what was begun is finished.
+        minutes: No further call is begun after this time, counted from the end of `init`, but for
+            the first one, of one step; what was begun is finished.
         evaluations: No step is begun that would evaluate more masks than these in all.
         one_call: All steps in a single call: without progress, and with checkpoints and the budget
             in minutes at its end alone.
-        folder: For checkpoints, every minute and at the end; a run in it is resumed.
+        folder: For checkpoints, every minute and at the end; a run in it is resumed, and one that
+            is further is returned as it is. Where the objective leaves the device, resuming scores
+            a population anew, for its structure.
         progress: Show a bar; by default where standard error is a terminal.
         label: Of the bar.
 
@@ -311,7 +326,8 @@ def run(
 
     Raises:
         CheckpointError: If `folder` has no checkpoint that is whole, or one of another search.
-        FileExistsError: If `folder` holds a run of another search, clip, count or key.
+        FileExistsError: If `folder` holds a run of another search, clip, count or key, as far as
+            arrays, settings and functions' names show it.
         OSError: If a checkpoint can't be written.
         ValueError: If `steps`, `minutes` or `evaluations` are negative.
     """
@@ -333,7 +349,7 @@ def run(
         with bar:
             for done in loop.calls(minutes):
                 bar.update(done)
-                bar.set_postfix_str(f"best {float(np.mean(loop.state.best.loss)):.4g}")
+                bar.set_postfix_str(f"best loss {float(np.mean(loop.state.best.loss)):.4g}")
                 saved.keep(loop, final=loop.step == steps)
         saved.keep(loop, final=True)
     return loop.result()
@@ -350,6 +366,7 @@ class _Loop:
         self.step = 0
         self.seconds = 0.0
         self.state: Any = None
+        self.first = np.asarray(np.inf)
         self.history: list[dict[str, np.ndarray]] = []
 
     def begin(self, saved: "_Saved") -> None:
@@ -361,11 +378,12 @@ class _Loop:
         if found := saved.newest():
             like = init(key) if self.search.on_host else jax.eval_shape(init, key)
             self.step, self.seconds = found.step, found.data["seconds"]
-            self.state, history = saved.restore(found, like)
+            self.state, self.first, history = saved.restore(found, like)
             self.history = [history] if history else []
             return
         began = time.perf_counter()
         self.state = jax.block_until_ready(init(key))
+        self.first = np.asarray(self.state.best.loss)
         self.seconds = time.perf_counter() - began
 
     def calls(self, minutes: float | None) -> Iterator[int]:
@@ -415,7 +433,7 @@ class _Loop:
 
     def result(self) -> Result:
         evaluations = self.search.initial_evaluations + self.step * self.search.evaluations
-        return Result(self.state, self.stacked(), self.step, evaluations, self.seconds)
+        return Result(self.state, self.first, self.stacked(), self.step, evaluations, self.seconds)
 
 
 @jax.jit
@@ -469,32 +487,39 @@ class _Saved:
         self._step = found.step if found else None
         return found
 
-    def restore(self, found: Any, like: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    def restore(self, found: Any, like: Any) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
         history = {
             name.removeprefix("history."): value
             for name, value in found.state.items()
             if name.startswith("history.")
         }
-        tree = found.restore({"state": like, "history": history})
-        return jax.tree.map(jnp.asarray, tree["state"]), history
+        first = found.state["first"]
+        tree = found.restore({"state": like, "first": first, "history": history})
+        return jax.tree.map(jnp.asarray, tree["state"]), first, history
 
     def keep(self, loop: _Loop, *, final: bool) -> None:
         due = final or time.perf_counter() - self._last >= SAVE_SECONDS
         if not self._checkpoints or not due or self._step == loop.step:
             return
-        state = {"state": loop.state, "history": loop.stacked()}
+        state = {"state": loop.state, "first": loop.first, "history": loop.stacked()}
         self._checkpoints.save(loop.step, state, {"seconds": loop.seconds}, self._settings)
         self._last, self._step = time.perf_counter(), loop.step
 
 
 def _fingerprint(search: Search, key: PRNGKey) -> str:
-    """SHA-256 of the arrays that a search holds, and of the key; closures can't be looked into."""
-    digest = hashlib.sha256(np.asarray(jax.random.key_data(key)).tobytes())
-    parts = (as_partial(search.init), as_partial(search.step))
+    """SHA-256 of what decides on a run and can be seen; closures can't be looked into."""
+    digest = hashlib.sha256()
+    parts = (key, as_partial(search.init), as_partial(search.step), search[2:])
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
-        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def name_of(function: Callable) -> str:
+    """A function's name, without those of the arrays that a `Partial` holds."""
+    function = function.func if isinstance(function, Partial) else function
+    return f"{function.__module__}.{function.__qualname__}"

@@ -1,14 +1,14 @@
 """Genetic search over populations of masks (thesis, sections 3.2.2 and 4.4.2).
 
 A generation is the best individuals of the one before, children of good ones, and new random masks.
-The population is kept as bits and evaluated in chunks, so that beyond 39 kB for each mask of
-1025 x 302 its size takes no memory.
+The population is kept as bits and evaluated in chunks, so that beyond these bits, 39 kB for a mask
+of 1025 x 302 in two or three copies, its size takes no memory.
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,12 @@ from jaxsparse.search.base import (
     chunk_size,
     empty_archive,
     evaluate,
+    name_of,
     worst_if_nan,
 )
 from jaxsparse.types import HardMask, PRNGKey
+
+Crossover: TypeAlias = Literal["uniform", "blocks", "bands"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class GeneticConfig:
     child_share: float = 0.4
     parent_share: float = 0.4
     tournament: int = 1
-    crossover: Literal["uniform", "blocks", "bands"] = "uniform"
+    crossover: Crossover = "uniform"
     block: tuple[int, int] = (32, 16)
     mutation: float = 0.0
 
@@ -130,18 +133,23 @@ def genetic(
     check_count(count, shape[0] * shape[1])
     count = jnp.asarray(count, jnp.int32)
     on_host = isinstance(objective, HostObjective)
+    identity: tuple[Any, ...] = ("genetic", repr(config), str(shape))
     if on_host:
         scorer = Partial(objective.score)
+        identity += (name_of(scorer), objective.identity)
         init, step = _host_functions(config, shape)
     else:
         scorer = as_partial(objective)
-        init, step = _device_functions(config, shape, chunk_size(scorer, shape, chunk_bytes))
+        identity += (name_of(scorer),)
+        chunk = min(chunk_size(scorer, shape, chunk_bytes), config.population_size)
+        init, step = _device_functions(config, shape, chunk)
     return Search(
         Partial(init, scorer, count),
         Partial(step, scorer, count),
         config.population_size,
         config.n_new,
         on_host,
+        identity,
     )
 
 
@@ -156,6 +164,8 @@ def _check(config: GeneticConfig) -> None:
         )
     if config.n_children and config.n_parents < 2:
         raise ValueError(f"children need two parents, not {config.n_parents}")
+    if config.crossover not in get_args(Crossover):
+        raise ValueError(f"crossover is one of {get_args(Crossover)}, not {config.crossover!r}")
     if config.tournament < 1 or min(config.block) < 1:
         raise ValueError("tournaments and blocks have at least one entry")
 
@@ -208,7 +218,7 @@ def _as_arrays(scored: tuple[Any, Any]) -> tuple[Array, Any]:
 
 def _first(population: Array, losses: Array, aux: Any) -> GeneticState:
     one = jax.tree.map(lambda leaf: leaf[0], aux)
-    best = archive(empty_archive(population.shape[1], one), population, losses, aux)
+    best = archive(empty_archive(population[0], one), population, losses, aux)
     return GeneticState(population, worst_if_nan(losses), best)
 
 
