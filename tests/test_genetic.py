@@ -203,7 +203,7 @@ def test_unknown_crossover_is_refused():
         genetic(lambda mask: (jnp.sum(mask), None), SHAPE, COUNT, config)
 
 
-@pytest.mark.parametrize("count", [-1, 55, np.int64(55)])
+@pytest.mark.parametrize("count", [-1, 55])
 def test_counts_out_of_range_are_refused(count):
     with pytest.raises(ValueError, match="can't keep"):
         genetic(lambda mask: (jnp.sum(mask), None), SHAPE, count)

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 import jaxsparse
-from eval import reconstruction
+from eval import masks, reconstruction
 from jaxsparse.audio import read_audio, resample, to_mono
 from jaxsparse.cli import main
 from train import rebuild_splits
@@ -204,6 +204,22 @@ def test_refused_inputs(command, kind, reason, folder, compressed, capsys, monke
     with bound_by_permissions():
         line = refusal(capsys, arguments(command, path, folder / "out"))
     assert line.startswith(f"{path}: ") and reason in line
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(kind, reasons[0]) for kind, reasons in INPUTS.items() if reasons[0] is not WORKS],
+)
+def test_inputs_that_mask_searches_refuse(kind, reason, folder, compressed, capsys):
+    path = make_input(kind, folder, compressed)
+    before = snapshot(folder)
+    with bound_by_permissions():
+        assert masks.main(["--clip", os.fspath(path), "--out", os.fspath(folder / "out")]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert out == "" and line.isprintable()
+    assert line.startswith(f"eval.masks: {path}: ") and reason.lower() in line.lower()
     assert snapshot(folder) == before
 
 

@@ -445,8 +445,14 @@ def test_chunks_keep_to_their_bytes():
 def test_population_of_any_size_is_evaluated_whole(n, chunk):
     keys = jax.random.split(jax.random.key(0), n)
     bits = jax.vmap(lambda key: pack_mask(random_mask(key, SHAPE, COUNT)))(keys)
-    losses, _ = base.evaluate(problem(), bits, SHAPE, chunk)
-    np.testing.assert_allclose(losses, losses_of(problem(), bits), rtol=1e-6)
+    powers = 2.0 ** jnp.arange(SHAPE[0] * SHAPE[1]).reshape(SHAPE)
+
+    def exact(mask):
+        return jnp.sum(mask * powers), None
+
+    losses, _ = base.evaluate(Partial(exact), bits, SHAPE, chunk)
+    np.testing.assert_array_equal(losses, losses_of(Partial(exact), bits))
+    assert len(set(losses.tolist())) == n
 
 
 def test_memory_beyond_the_packed_population_does_not_grow_with_it():

@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_eval import voice
+
+from jaxsparse import objectives
+from jaxsparse.masks import pack_mask, random_mask
+from jaxsparse.metrics import ScorePool, reference_pesq
+from jaxsparse.nn.network import SparseCNNConfig, sparse_cnn
+from jaxsparse.objectives import mse_objective, pesq_objective
+from jaxsparse.reconstruct import evaluate_masks, reconstruct_spectrogram, to_waveform
+from jaxsparse.search.base import run
+from jaxsparse.search.genetic import GeneticConfig, genetic
+from jaxsparse.spectrogram import log_power
+from jaxsparse.stft import stft
+
+N_SAMPLES = 6_000
+SHAPE = (1025, 1 + N_SAMPLES // 256)
+COUNT = 5_000
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A short clip, its spectrogram and phases, and a small network."""
+    signal = voice(0, 0.375)[:N_SAMPLES].astype(np.float32)
+    spectrum = stft(jnp.asarray(signal))
+
+    def apply(params, spectrogram, mask, valid=None):
+        """Blurs what is observed, and has a level of its own where nothing is."""
+        weight = mask.astype(spectrogram.dtype)
+        return params["level"] * (1 - weight) + weight * spectrogram * 0.9
+
+    return signal, spectrum, log_power(spectrum), apply, {"level": jnp.float32(-40.0)}
+
+
+@pytest.fixture(scope="module")
+def masks():
+    return jax.vmap(lambda key: random_mask(key, SHAPE, COUNT))(
+        jax.random.split(jax.random.key(0), 5)
+    )
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with ScorePool(2) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("keep_observed", [False, True])
+def test_mse_objective_is_that_of_evaluate_masks(clip, masks, keep_observed):
+    _, _, dense, apply, params = clip
+    objective = mse_objective(apply, params, dense, keep_observed=keep_observed)
+    losses, aux = jax.jit(jax.vmap(objective))(masks)
+    expected = evaluate_masks(apply, params, dense, masks, keep_observed=keep_observed)
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    assert aux is None
+
+
+def test_mse_objective_has_a_gradient_for_soft_masks():
+    network = sparse_cnn(SparseCNNConfig(kernel_sizes=(5, 3), features=4))
+    params = network.init(jax.random.key(0))
+    dense = jax.random.normal(jax.random.key(1), (24, 20)) * 10 - 30
+    objective = mse_objective(network.apply, params, dense)
+    gradient = jax.jit(jax.grad(lambda mask: objective(mask)[0]))(jnp.full(dense.shape, 0.5))
+    assert gradient.shape == dense.shape
+    assert jnp.isfinite(gradient).all() and (gradient != 0).mean() > 0.9
+
+
+@pytest.mark.parametrize(("band", "keep_observed"), [("nb", False), ("wb", True)])
+def test_pesq_objective_is_pesq_mask_by_mask(clip, masks, pool, band, keep_observed):
+    signal, spectrum, dense, apply, params = clip
+    phase = jnp.angle(spectrum)
+    objective = pesq_objective(
+        apply, params, dense, phase, signal, pool, band=band, keep_observed=keep_observed
+    )
+    losses, aux = objective.score(jax.vmap(pack_mask)(masks))
+    assert losses.shape == aux["mse"].shape == (5,)
+    for mask, loss, error in zip(masks, losses, aux["mse"], strict=True):
+        estimate = reconstruct_spectrogram(apply, params, dense, mask, keep_observed=keep_observed)
+        sound = np.asarray(to_waveform(estimate, phase, length=N_SAMPLES))
+        pair = {"reference": signal[None], "estimate": sound[None], "sample_rate": 16_000}
+        score = reference_pesq(**pair, band=band, pool=pool).values[0]
+        np.testing.assert_allclose(-loss, score, atol=1e-4)
+        np.testing.assert_allclose(error, jnp.mean(jnp.square(estimate - dense)), rtol=1e-5)
+    assert len(set(losses)) == 5
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 30])
+def test_chunks_and_bounded_queues_change_nothing(clip, masks, pool, monkeypatch, chunk_bytes):
+    signal, spectrum, dense, apply, params = clip
+    arguments = (apply, params, dense, jnp.angle(spectrum), signal, pool)
+    bits = jax.vmap(pack_mask)(masks)
+    expected, _ = pesq_objective(*arguments, band="nb").score(bits)
+    monkeypatch.setattr(objectives, "MAX_PENDING", 1)
+    losses, _ = pesq_objective(*arguments, band="nb", chunk_bytes=chunk_bytes).score(bits)
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
+
+
+def test_what_pesq_can_not_score_is_nan_and_never_wins(clip, pool):
+    """Where the first bin is kept, the sound is silent."""
+    signal, spectrum, dense, _, params = clip
+
+    def apply(params, spectrogram, mask, valid=None):
+        weight = mask.astype(spectrogram.dtype)
+        quiet = jnp.full(spectrogram.shape, -jnp.inf)
+        return jnp.where(mask[0, 0], quiet, weight * spectrogram + (1 - weight) * -60.0)
+
+    objective = pesq_objective(
+        apply, params, dense, jnp.angle(spectrum), signal, pool, band="nb", keep_observed=False
+    )
+    count = SHAPE[0] * SHAPE[1] // 2
+    search = genetic(objective, SHAPE, count, GeneticConfig(8))
+    result = run(search, jax.random.key(0), steps=2)
+    assert result.history["failed"].sum() > 0
+    assert np.isfinite(result.best.loss) and not result.mask(SHAPE)[0, 0]
+    assert set(result.best.aux) == {"mse"}
