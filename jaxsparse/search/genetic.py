@@ -2,7 +2,7 @@
 
 A generation is the best individuals of the one before, children of good ones, and new random masks.
 The population is kept as bits and evaluated in chunks, so that beyond these bits, 39 kB for a mask
-of 1025 x 302 in two or three copies, its size takes no memory.
+of 1025 x 302 in four or five copies at the peak, its size takes no memory.
 """
 
 import functools
