@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from reference import Compilations
 
 from jaxsparse.masks import pack_mask, random_mask, unpack_mask
 from jaxsparse.search import base
@@ -29,6 +28,7 @@ from jaxsparse.search.lagrangian import (
     logistic,
     straight_through,
 )
+from tests.reference import Compilations
 
 SHAPE, COUNT = (4, 5), 6
 SMALL = GeneticConfig(population_size=20)
