@@ -238,12 +238,8 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def _report(settings: Settings, rows: dict[tuple, Row]) -> dict[str, Any]:
     """Writes tables and figures, and returns the summary."""
-    about = {
-        "keep_observed": settings.keep_observed,
-        "fitness_band": settings.fitness_band,
-        "population": settings.population,
+    about = _identity(settings) | {
         "params": portable_path(settings.params) if settings.params else None,
-        "seed": settings.seed,
         "backend": jax.default_backend(),
     }
     summary = masks_report.summarize(sorted(rows.values(), key=_place), about)
@@ -465,7 +461,7 @@ def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
         "seconds": result.seconds,
         "loss": float(result.best.loss),
     }
-    history = {"generation": np.arange(result.steps + 1) + 1, "best": [result.first]}
+    history = {"generation": np.arange(result.steps + 1) + 1, "best": np.array([result.first])}
     for name, values in result.history.items():
         # Of the first population there is only the best.
         history[name] = np.append(history.get(name, [math.nan]), values)

@@ -212,7 +212,10 @@ def tables(summary: dict[str, Any]) -> str:
         cells = summary["tables"][table]
         text += _table(cells, columns[table]) + _cut_short(summary["searches"], cells)
     if summary["relaxation"]:
-        text += "\n## Relaxation\n\n" + _relaxation_tables(summary["relaxation"])
+        names = ("learning_rate", "multiplier_rate", "penalty", "steepness")
+        used = ", ".join(f"{name.replace('_', ' ')} {settings[name]:g}" for name in names)
+        text += f"\n## Relaxation\n\nWith {used}.\n"
+        text += _relaxation_tables(summary["relaxation"])
         text += _cut_short(
             summary["searches"],
             [{"sparsity": x["sparsity"], "method": RELAXED[0]} for x in summary["relaxation"]],
@@ -378,6 +381,8 @@ def read_histories(summary: dict[str, Any], out: Path) -> dict[tuple, dict[str, 
                 values = np.array(lines, float).reshape(-1, len(names)).T
             except ValueError as error:
                 raise RowsError(f"{path} is damaged") from error
+            if "best" not in names:
+                raise RowsError(f"{path} is damaged")
             found[clip, sparsity, method] = dict(zip(names, values, strict=True))
     return found
 

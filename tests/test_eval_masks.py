@@ -111,7 +111,7 @@ def test_every_method_has_its_rows_masks_and_history(finished):
             assert float(row["loss"]) == pytest.approx(float(row["mse"]), rel=1e-5)
     for name in ("90-genetic-mse", "95-control-pesq"):
         history = (finished / "history" / f"voice-{name}.csv").read_text().splitlines()
-        assert [line.partition(",")[0] for line in history] == ["generation", "2", "3", "4"]
+        assert [line.partition(",")[0] for line in history] == ["generation", "1", "2", "3", "4"]
     assert (finished / "history" / "voice-95-relaxation.csv").read_text().startswith("update,")
     for name in (*TABLES, *FIGURES):
         assert (finished / name).stat().st_size > 0
@@ -204,6 +204,7 @@ def made_up(clip, method, *, sparsity=0.95, phases="all", done=500, **values):
 
 def summarize(rows):
     settings = {"keep_observed": False, "fitness_band": "nb", "seed": 0}
+    settings |= {"learning_rate": 0.1, "multiplier_rate": 2.0, "penalty": 0.0, "steepness": 1.0}
     return masks_report.summarize(rows, settings)
 
 
@@ -325,10 +326,10 @@ def test_settings_that_are_refused(more, reason, clip, tmp_path, capsys):
     [
         (["--seed", "1"], "another seed (0, now 1)"),
         (["--keep-observed"], "another keep_observed"),
-        (["--population", "5"], "voice-90-genetic-mse with another population"),
-        (["--fitness-band", "wb"], "voice-90-genetic-pesq with another fitness_band"),
-        (["--learning-rate", "0.5"], "voice-90-relaxation with another learning_rate"),
-        (["--n-samples", "7000"], "voice-90-random with another clip"),
+        (["--population", "5"], "another population (4, now 5)"),
+        (["--fitness-band", "wb"], "another fitness_band"),
+        (["--learning-rate", "0.5"], "another learning_rate"),
+        (["--n-samples", "7000"], "another n_samples"),
     ],
 )
 def test_a_run_of_something_else_is_left_alone(more, reason, clip, finished, capsys):
@@ -337,6 +338,40 @@ def test_a_run_of_something_else_is_left_alone(more, reason, clip, finished, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert reason in line
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_another_clip_of_the_same_name_is_left_alone(clip, finished, tmp_path, capsys):
+    """Nothing is noted either of the sparsity that comes before and is new."""
+    other = tmp_path / clip.name
+    soundfile.write(other, voice(1, 0.3)[:N_SAMPLES], SAMPLE_RATE)
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert masks.main(flags(other, finished, "--sparsity", "0.85", "0.9")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "voice-90-random with another clip" in line
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "name", ["searches/voice-90-random.json", "history/voice-95-control-mse.csv"]
+)
+def test_damaged_files_are_named(name, clip, finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / name).write_text("[1, 2")
+    assert masks.main(flags(clip, out)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"eval.masks: {out / name} is damaged"
+
+
+def test_one_generation_is_the_first_population(clip, tmp_path):
+    out = tmp_path / "run"
+    chosen = ["--methods", "genetic-mse", "--generations", "1", "--sparsity", "0.9"]
+    assert masks.main(flags(clip, out, *chosen)) == 0
+    header, *lines = (out / "history" / "voice-90-genetic-mse.csv").read_text().splitlines()
+    assert header.startswith("generation,best") and len(lines) == 1
+    assert float(lines[0].split(",")[1]) == float(
+        read_rows(out)["0.9", "genetic-mse", "all"]["mse"]
+    )
 
 
 def test_an_output_that_is_a_file_is_refused(clip, tmp_path, capsys):

@@ -424,12 +424,12 @@ class _Loop:
             self.history.append({k: np.asarray(v)[None] for k, v in info._asdict().items()})
 
     def stacked(self) -> dict[str, np.ndarray]:
-        """The history so far; empty before the first step."""
-        if len(self.history) > 1:
-            names = self.history[0]
-            parts = self.history
-            self.history = [{name: np.concatenate([p[name] for p in parts]) for name in names}]
-        return self.history[0] if self.history else {}
+        """The history so far, its fields in order; empty before the first step."""
+        parts = self.history
+        if not parts:
+            return {}
+        self.history = [{k: np.concatenate([part[k] for part in parts]) for k in sorted(parts[0])}]
+        return self.history[0]
 
     def result(self) -> Result:
         evaluations = self.search.initial_evaluations + self.step * self.search.evaluations
