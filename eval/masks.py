@@ -122,7 +122,7 @@ class Settings:
     population: int = 50
     """Individuals in a generation."""
     fitness_band: Literal["nb", "wb"] = "nb"
-    """Band of the PESQ that is searched for; the thesis' seems to be narrow."""
+    """Band of the PESQ that is searched for; the thesis' seems to be narrow, which can be gamed."""
     steps: int = 10_000
     """Updates of the relaxation, in whole hundreds if there are as many."""
     learning_rate: float = float(_DEFAULTS.learning_rate)
