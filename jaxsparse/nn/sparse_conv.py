@@ -100,8 +100,8 @@ def sparse_conv(
 def _over_channels(values: Float[Array, "F T"], channels: int) -> Float[Array, "F T C"]:
     """Repeats values for each channel.
 
-    As a matrix product, since that is its transpose too: XLA's own sum over the last axis made
-    a gradient with respect to the mask half as fast on a CPU.
+    As a matrix product, since then its transpose is one too: XLA's own sum over the last axis
+    slows the gradient with respect to the mask on a CPU.
     """
     ones = jnp.ones((1, channels), values.dtype)
     return jnp.matmul(values[..., None], ones, precision=lax.Precision.HIGHEST)

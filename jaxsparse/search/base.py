@@ -115,7 +115,11 @@ Step: TypeAlias = Callable[[PRNGKey, Any], tuple[Any, Any]]
 
 
 class Search(NamedTuple):
-    """A search: ``init(key) -> state`` and ``step(key, state) -> (state, info)``, both pure."""
+    """A search: ``init(key) -> state`` and ``step(key, state) -> (state, info)``, both pure.
+
+    Its functions may be arguments of what is compiled, as `Partial`; the whole of it may not, since
+    its identity holds strings.
+    """
 
     init: Init
     step: Step
