@@ -292,7 +292,7 @@ def fragile(job):
 scoring.score = fragile
 """
     expected = reconstruction.run(settings(data / "0", scores=True, seeds=(0,)))
-    monkeypatch.setattr(metrics, "_WORKER_COMMAND", worker_command(prelude))
+    monkeypatch.setattr(metrics.reference, "_WORKER_COMMAND", worker_command(prelude))
     summary = reconstruction.run(settings(data / "0", scores=True, seeds=(0,)))
     assert marker.exists()
     assert summary["unscored"] == expected["unscored"] == []

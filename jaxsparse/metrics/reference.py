@@ -1,8 +1,8 @@
-"""Reported metrics: MSE on the device, PESQ and STOI by their reference packages on the host.
+"""PESQ and STOI by their reference packages, in processes on the host: what tables report.
 
-All take ``reference=`` and ``estimate=`` by keyword, are per example and are not differentiable
-except for `mse`. PESQ is ITU-T P.862 (narrow band) or P.862.2 (wide band) as `pesq` computes it;
-STOI is that of Taal et al. (2011), extended STOI that of Jensen and Taal (2016), as `pystoi` does.
+PESQ is ITU-T P.862 (narrow band) or P.862.2 (wide band) as `pesq` computes it; STOI is that of Taal
+et al. (2011), extended STOI that of Jensen and Taal (2016), as `pystoi` does. All take
+``reference=`` and ``estimate=`` by keyword, are per example and are not differentiable.
 """
 
 import contextlib
@@ -20,9 +20,6 @@ from jaxtyping import Float, Float64
 
 from jaxsparse import _scoring
 from jaxsparse._scoring import Metric
-from jaxsparse.losses import mse
-
-__all__ = ["Metric", "Score", "ScorePool", "Scores", "mse", "reference_pesq", "reference_stoi"]
 
 # -P keeps the package's own directory, and its types.py, out of the worker's import path.
 _WORKER_COMMAND = [sys.executable, "-P", _scoring.__file__]

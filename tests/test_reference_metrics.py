@@ -178,7 +178,7 @@ def fragile(job):
     return score(job)
 scoring.score = fragile
 """
-    monkeypatch.setattr(metrics, "_WORKER_COMMAND", worker_command(prelude))
+    monkeypatch.setattr(metrics.reference, "_WORKER_COMMAND", worker_command(prelude))
     x = speech_like(1.0)
     with metrics.ScorePool(1) as pool:
         score = pool.submit("pesq_nb", reference=x, estimate=x, sample_rate=RATE).result()
@@ -194,7 +194,7 @@ def fragile(job):
     return score(job)
 scoring.score = fragile
 """
-    monkeypatch.setattr(metrics, "_WORKER_COMMAND", worker_command(prelude))
+    monkeypatch.setattr(metrics.reference, "_WORKER_COMMAND", worker_command(prelude))
     x = np.stack([speech_like(1.0)] * 4)
     x[1, 0] = 0.5
     with metrics.ScorePool(2) as pool:
@@ -206,7 +206,7 @@ scoring.score = fragile
 
 
 def test_a_fault_of_ours_is_raised_and_not_turned_into_nan(monkeypatch):
-    monkeypatch.setattr(metrics, "_WORKER_COMMAND", worker_command("sys.modules['pesq'] = None"))
+    monkeypatch.setattr(metrics.reference, "_WORKER_COMMAND", worker_command("sys.modules['pesq'] = None"))
     x = speech_like(1.0)[None]
     with pytest.raises(RuntimeError, match="ModuleNotFoundError"):
         metrics.reference_pesq(reference=x, estimate=x, sample_rate=RATE)

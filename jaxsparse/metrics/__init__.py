@@ -1,0 +1,27 @@
+"""Quality of sound: ``metric(*, reference, estimate, sample_rate)`` of [B, N] gives [B].
+
+`reference_pesq` and `reference_stoi` are the packages `pesq` and `pystoi`, in processes on the
+host, and what tables report. The others are pure, differentiable JAX.
+"""
+
+from jaxsparse._scoring import Metric
+from jaxsparse.losses import mse
+from jaxsparse.metrics.contract import reasons
+from jaxsparse.metrics.reference import (
+    Score,
+    ScorePool,
+    Scores,
+    reference_pesq,
+    reference_stoi,
+)
+
+__all__ = [
+    "Metric",
+    "Score",
+    "ScorePool",
+    "Scores",
+    "mse",
+    "reasons",
+    "reference_pesq",
+    "reference_stoi",
+]
