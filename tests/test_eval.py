@@ -11,7 +11,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 import soundfile
-from test_metrics import worker_command
+from test_reference_metrics import worker_command
 
 from eval import reconstruction, report
 from eval.rows import RowFile

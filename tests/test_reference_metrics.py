@@ -206,7 +206,9 @@ scoring.score = fragile
 
 
 def test_a_fault_of_ours_is_raised_and_not_turned_into_nan(monkeypatch):
-    monkeypatch.setattr(metrics.reference, "_WORKER_COMMAND", worker_command("sys.modules['pesq'] = None"))
+    monkeypatch.setattr(
+        metrics.reference, "_WORKER_COMMAND", worker_command("sys.modules['pesq'] = None")
+    )
     x = speech_like(1.0)[None]
     with pytest.raises(RuntimeError, match="ModuleNotFoundError"):
         metrics.reference_pesq(reference=x, estimate=x, sample_rate=RATE)
