@@ -22,6 +22,7 @@ from jaxsparse.metrics.distances import (
     multi_resolution_stft,
     si_sdr,
 )
+from jaxsparse.metrics.intelligibility import estoi, stoi
 from jaxsparse.metrics.reference import ScorePool, reference_pesq, reference_stoi
 
 RATE = 16_000
@@ -56,6 +57,8 @@ TABLE = [
     # The logarithm bends at bins that are nearly zero; fewer are within a smaller step of that.
     Metric("log_spectral_distance", log_spectral_distance, False, 0.0, False, True, step=3e-4),
     Metric("si_sdr", si_sdr, True, 100.0, gain=True, level=True),
+    Metric("stoi", stoi, True, 1.0, gain=True, level=True),
+    Metric("estoi", estoi, True, 1.0, gain=True, level=True),
     Metric("reference_pesq_wb", reference_pesq, True, 4.644, True, True, on_host=True),
     Metric("reference_pesq_nb", reference_pesq, True, 4.549, True, True, NB, on_host=True),
     Metric("reference_stoi", reference_stoi, True, 1.0, True, True, on_host=True),
