@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 from jaxsparse import losses
 from jaxsparse.masks import unpack_mask
 from jaxsparse.metrics import Metric, ScorePool
+from jaxsparse.metrics.surrogate import pesq_surrogate
 from jaxsparse.nn.network import Apply, Params
 from jaxsparse.reconstruct import reconstruct_spectrogram, to_waveform
 from jaxsparse.search.base import HostObjective, chunk_size
@@ -51,6 +53,63 @@ def _mse(apply: Apply, keep_observed: bool) -> Callable[..., tuple[Array, None]]
 
     # Its name tells checkpoints which of them it is.
     objective.__qualname__ = f"mse_objective(keep_observed={keep_observed})"
+    return objective
+
+
+def surrogate_objective(
+    apply: Apply,
+    params: Params,
+    spectrogram: Spectrogram,
+    phase: Float[Array, "F T"],
+    waveform: Float[Array | np.ndarray, " N"],
+    *,
+    band: Literal["wb", "nb"] = "wb",
+    keep_observed: bool = True,
+    config: STFTConfig = STFTConfig(),
+) -> Partial:
+    """Negative surrogate of PESQ of the sound that comes back, on the device.
+
+    Unlike `pesq_objective` it can be traced, so that a search is one compiled call, and has a
+    gradient in soft masks. Its values are not PESQ: a mask that it finds is scored by `pesq`.
+
+    Args:
+        apply: The network; the same function object, so that nothing is compiled twice.
+        params: Its parameters.
+        spectrogram: The clip in dB, F by T.
+        phase: Radians, F by T.
+        waveform: The clip at 16 kHz.
+        band: Wide or narrow band.
+        keep_observed: See `reconstruct_spectrogram`; the thesis searches without.
+        config: Settings of the inverse transform.
+
+    Returns:
+        ``mask -> (loss, {"mse": dB^2})`` for masks [F, T], hard or soft. The loss is NaN where
+        the sound is not finite.
+    """
+    objective = _surrogate(apply, band, keep_observed, config)
+    return Partial(objective, params, spectrogram, phase, jnp.asarray(waveform, jnp.float32))
+
+
+@functools.lru_cache
+def _surrogate(
+    apply: Apply, band: Literal["wb", "nb"], keep_observed: bool, config: STFTConfig
+) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    def objective(
+        params: Params, spectrogram: Spectrogram, phase: Array, waveform: Array, mask: Mask
+    ) -> tuple[Array, dict[str, Array]]:
+        estimate = reconstruct_spectrogram(
+            apply, params, spectrogram, mask, keep_observed=keep_observed
+        )
+        error = losses.mse(reference=spectrogram[None], estimate=estimate[None])[0]
+        sound = to_waveform(estimate, phase, config, length=waveform.shape[0])
+        scores = pesq_surrogate(
+            reference=waveform[None], estimate=sound[None], sample_rate=SAMPLE_RATE, band=band
+        )
+        return -scores[0], {"mse": error}
+
+    # Its name tells checkpoints which of them it is.
+    about = f"{band}, keep_observed={keep_observed}, {config}"
+    objective.__qualname__ = f"surrogate_objective({about})"
     return objective
 
 

@@ -2,17 +2,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import Compilations
 from test_eval import voice
 
 from jaxsparse import objectives
 from jaxsparse.masks import pack_mask, random_mask
 from jaxsparse.metrics import ScorePool, reference_pesq
-from jaxsparse.objectives import mse_objective, pesq_objective
+from jaxsparse.metrics.surrogate import pesq_surrogate
+from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
 from jaxsparse.reconstruct import evaluate_masks, reconstruct_spectrogram, to_waveform
-from jaxsparse.search.base import run
+from jaxsparse.search.base import name_of, run
 from jaxsparse.search.genetic import GeneticConfig, genetic
+from jaxsparse.search.lagrangian import constant_mask, lagrangian
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import stft
+from jaxsparse.stft import STFTConfig, stft
 
 N_SAMPLES = 6_000
 SHAPE = (1025, 1 + N_SAMPLES // 256)
@@ -104,3 +107,94 @@ def test_what_pesq_can_not_score_is_nan_and_never_wins(clip, pool):
     assert result.history["failed"].sum() > 0
     assert np.isfinite(result.best.loss) and not result.mask(SHAPE)[0, 0]
     assert set(result.best.aux) == {"mse"}
+
+
+@pytest.mark.parametrize(("band", "keep_observed"), [("nb", False), ("wb", True)])
+def test_surrogate_objective_is_the_surrogate_mask_by_mask(clip, masks, band, keep_observed):
+    signal, spectrum, dense, apply, params = clip
+    phase = jnp.angle(spectrum)
+    objective = surrogate_objective(
+        apply, params, dense, phase, signal, band=band, keep_observed=keep_observed
+    )
+    losses, aux = jax.jit(jax.vmap(objective))(masks)
+    estimates = [
+        reconstruct_spectrogram(apply, params, dense, mask, keep_observed=keep_observed)
+        for mask in masks
+    ]
+    sounds = jnp.stack([to_waveform(estimate, phase, length=N_SAMPLES) for estimate in estimates])
+    originals = jnp.broadcast_to(signal[None], sounds.shape)
+    expected = pesq_surrogate(reference=originals, estimate=sounds, sample_rate=16_000, band=band)
+    np.testing.assert_allclose(-losses, expected, atol=1e-4)
+    assert len(set(losses.tolist())) == 5
+    assert set(aux) == {"mse"}
+    errors = [jnp.mean(jnp.square(estimate - dense)) for estimate in estimates]
+    np.testing.assert_allclose(aux["mse"], errors, rtol=1e-5)
+
+
+def test_checkpoints_tell_surrogates_by_their_names(clip):
+    signal, spectrum, dense, apply, params = clip
+    arguments = (apply, params, dense, jnp.angle(spectrum), signal)
+    options = (
+        {},
+        {"band": "nb"},
+        {"keep_observed": False},
+        {"config": STFTConfig(pad_mode="edge")},
+    )
+    made = [surrogate_objective(*arguments, **option) for option in options]
+    assert len({name_of(objective) for objective in made}) == len(options)
+    assert surrogate_objective(*arguments).func is made[0].func
+
+
+def test_searches_by_the_surrogate_stay_on_the_device_and_compile_once(clip):
+    """Of the relaxation too, whose gradient comes through the sound."""
+    signal, _, _, apply, params = clip
+
+    def search(sound, count):
+        spectrum = stft(jnp.asarray(sound))
+        dense, phase = log_power(spectrum), jnp.angle(spectrum)
+        objective = surrogate_objective(apply, params, dense, phase, sound)
+        population = run(
+            genetic(objective, SHAPE, count, GeneticConfig(4)),
+            jax.random.key(0),
+            steps=3,
+            one_call=True,
+        )
+        relaxed = run(
+            lagrangian(objective, SHAPE, count, updates_per_step=2), jax.random.key(0), steps=2
+        )
+        return objective, population, relaxed
+
+    objective, population, relaxed = search(signal, COUNT)
+    for result in (population, relaxed):
+        assert set(result.best.aux) == {"mse"}
+        loss, aux = objective(result.mask(SHAPE))
+        np.testing.assert_allclose(result.best.loss, loss, atol=1e-4)
+        np.testing.assert_allclose(result.best.aux["mse"], aux["mse"], rtol=1e-5)
+    assert not relaxed.history["failed"].any()
+    assert (relaxed.history["gradient_norm"] > 0).all()
+    with Compilations() as compilations:
+        search(signal[::-1], COUNT + 3)
+    assert compilations.count == 0
+
+
+def test_the_surrogate_has_a_slope_in_soft_masks(clip):
+    """Along it the surrogate rises by what it says."""
+    signal, spectrum, dense, apply, params = clip
+    objective = surrogate_objective(apply, params, dense, jnp.angle(spectrum), signal)
+    mask = constant_mask(SHAPE, COUNT)
+    loss = jax.jit(lambda mask: objective(mask)[0])
+    slope = jax.jit(jax.grad(lambda mask: objective(mask)[0]))(mask)
+    assert np.isfinite(slope).all()
+    step = 1e-3 * slope / jnp.linalg.norm(slope)
+    rise = loss(mask + step) - loss(mask - step)
+    np.testing.assert_allclose(rise, 2e-3 * jnp.linalg.norm(slope), rtol=0.05)
+
+
+def test_a_sound_that_is_not_finite_has_no_surrogate(clip, masks):
+    signal, spectrum, dense, _, params = clip
+
+    def apply(params, spectrogram, mask, valid=None):
+        return jnp.where(mask, spectrogram, jnp.inf)
+
+    objective = surrogate_objective(apply, params, dense, jnp.angle(spectrum), signal)
+    assert np.isnan(objective(masks[0])[0])
