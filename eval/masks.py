@@ -2,18 +2,22 @@
 
 ``python -m eval.masks --clip FILE --sparsity 0.8 0.85 0.9 0.95 --out RUN`` takes a clip as it is,
 up to 77,276 samples, and at each sparsity the network that was trained for random masks of it. The
-masks: a random one, that of `eval.reconstruction`, as baseline; those of genetic searches for the
-lowest MSE and for the highest PESQ, and of their controls without reproduction; that of the
+masks: a random one, that of `eval.reconstruction`, as baseline; the constant soft mask, which hides
+nothing; those of genetic searches, and of their controls without reproduction; and that of the
 Lagrangian relaxation as it is (soft), rounded (binary), and the best of its roundings on the way
-(best); and the constant soft mask, which hides nothing. Kept bins are not put back, as in the
-thesis, unless --keep-observed is given. Each mask is scored with all the original phases, and with
-those of bins at most 60 dB below the loudest one.
+(best). Kept bins are not put back, as in the thesis, unless --keep-observed is given. Each mask is
+scored with all the original phases, and with those of bins at most 60 dB below the loudest one.
+
+--fitness says what is searched for, one search for each: the lowest MSE (mse), the highest PESQ
+(pesq), or the highest differentiable surrogate of PESQ (surrogate), which stays on the device. The
+relaxation needs a gradient, so it leaves PESQ out. The surrogate only guides a search: the tables'
+PESQ is that of `pesq` for its masks too, and a section of its own says how far the two are apart.
 
 RUN gets tables 4.1 to 4.3 beside the thesis' values (tables.md, tables.json, table-*.csv) and
 figures 4.11 to 4.13; rows.csv, one line for each mask and choice of phases; masks, as bits;
 history, the searches' course; and searches, their checkpoints. A search that was stopped, or that
 --budget cut short, goes on where it was when the same command is given again. More clips,
-sparsities, methods, generations and minutes may be asked of a run that is there.
+sparsities, methods, fitnesses, generations and minutes may be asked of a run that is there.
 """
 
 import csv
@@ -35,9 +39,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.tree_util import Partial
 
 from eval import masks_report
-from eval.masks_report import MEASURES, RELAXED
+from eval.masks_report import MEASURES, RELAXATIONS, relaxed
 from eval.reconstruction import CONFIG, SettingsError, make_synthesis, mask_key
 from eval.report import SCORES, Phases
 from eval.rows import Row, RowFile, RowsError
@@ -48,7 +53,7 @@ from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
 from jaxsparse.errors import AudioError, JaxsparseError, describe
 from jaxsparse.masks import count_observed, pack_mask, random_mask
 from jaxsparse.metrics import ScorePool
-from jaxsparse.objectives import mse_objective, pesq_objective
+from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
 from jaxsparse.search import base
@@ -66,19 +71,36 @@ from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
-Method: TypeAlias = Literal[
-    "random",
-    "constant",
-    "relaxation",
-    "genetic-mse",
-    "control-mse",
-    "genetic-pesq",
-    "control-pesq",
-]
+Method: TypeAlias = Literal["random", "constant", "relaxation", "genetic", "control"]
 METHODS: tuple[Method, ...] = get_args(Method)
+Fitness: TypeAlias = Literal["mse", "pesq", "surrogate"]
+# Methods and fitnesses by the names of their files, in the order of rows.csv. There is no
+# relaxation for PESQ, which has no gradient.
+NAMES: dict[str, tuple[Method, Fitness | None]] = {
+    "random": ("random", None),
+    "constant": ("constant", None),
+    "relaxation": ("relaxation", "mse"),
+    "genetic-mse": ("genetic", "mse"),
+    "control-mse": ("control", "mse"),
+    "genetic-pesq": ("genetic", "pesq"),
+    "control-pesq": ("control", "pesq"),
+    "relaxation-surrogate": ("relaxation", "surrogate"),
+    "genetic-surrogate": ("genetic", "surrogate"),
+    "control-surrogate": ("control", "surrogate"),
+}
 PHASES: tuple[Phases, ...] = ("all", "60")
 # Folded into a clip's key: never change them, runs are resumed by them.
-_KEYS = {"genetic-mse": 1, "genetic-pesq": 2, "control-mse": 3, "control-pesq": 4, "relaxation": 5}
+_KEYS = {
+    "genetic-mse": 1,
+    "genetic-pesq": 2,
+    "control-mse": 3,
+    "control-pesq": 4,
+    "relaxation": 5,
+    # As for PESQ, so that both begin with the same population and differ in fitness alone.
+    "genetic-surrogate": 2,
+    "control-surrogate": 6,
+    "relaxation-surrogate": 7,
+}
 COLUMNS: dict[str, Callable[[str], Any]] = {
     "clip": str,
     "sparsity": float,
@@ -115,6 +137,8 @@ class Settings:
     """A safetensors file of parameters to use at every sparsity instead of the shipped networks."""
     methods: tuple[Method, ...] = METHODS
     """What masks come from."""
+    fitness: tuple[Fitness, ...] = ("mse", "pesq")
+    """What is searched for, each by a search of its own; the relaxation leaves out PESQ."""
     controls: Literal["sparsest", "all", "none"] = "sparsest"
     """Sparsities of the controls without reproduction; the thesis has them at 95 % only."""
     generations: int = 500
@@ -122,7 +146,8 @@ class Settings:
     population: int = 50
     """Individuals in a generation."""
     fitness_band: Literal["nb", "wb"] = "nb"
-    """Band of the PESQ that is searched for; the thesis' seems to be narrow, which can be gamed."""
+    """Band of the PESQ or surrogate that is searched for; the thesis' seems to be narrow, which can
+    be gamed."""
     steps: int = 10_000
     """Updates of the relaxation, in whole hundreds if there are as many."""
     learning_rate: float = float(_DEFAULTS.learning_rate)
@@ -160,19 +185,25 @@ class Sound(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One method on one clip at one sparsity."""
+    """One method and fitness on one clip at one sparsity."""
 
     sound: Sound
     sparsity: float
     network: Pretrained
-    method: Method
+    search: str
+    """One of `NAMES`."""
     asked: int
     """Generations or updates; 0 where nothing is searched for."""
 
     @property
+    def method(self) -> Method:
+        """What its masks come from."""
+        return NAMES[self.search][0]
+
+    @property
     def name(self) -> str:
         """Of its files and folders."""
-        return self.file_name(self.method)
+        return self.file_name(self.search)
 
     def file_name(self, method: str) -> str:
         """Of what belongs to one of its masks."""
@@ -249,16 +280,18 @@ def _report(settings: Settings, rows: dict[tuple, Row]) -> dict[str, Any]:
 
 def _place(row: Row) -> tuple:
     """Of a row in rows.csv."""
-    methods = [name for method in METHODS for name in row_methods(method)]
+    methods = [method for name in NAMES for method in row_methods(name)]
     places = methods.index(row["method"]), PHASES.index(row["phases"])
     return (row["clip"], row["sparsity"], *places)
 
 
 def _check(settings: Settings) -> None:
-    for name in ("clip", "sparsity", "methods"):
+    for name in ("clip", "sparsity", "methods", "fitness"):
         values = getattr(settings, name)
         if len(set(values)) < len(values) or not values:
             raise SettingsError(f"{name} needs at least one value, each of them once")
+    if not _chosen(settings):
+        raise SettingsError("the relaxation needs a fitness that has a gradient: mse or surrogate")
     for sparsity in settings.sparsity:
         if not 0 < sparsity < 1:
             raise SettingsError(f"sparsity {sparsity} is not between 0 and 1")
@@ -296,16 +329,26 @@ def make_tasks(settings: Settings, pool: ScorePool) -> Iterator[Task]:
         "control": settings.generations,
         "relaxation": updates,
     }
+    chosen = _chosen(settings)
     with_controls = {
         "all": settings.sparsity,
         "sparsest": (max(settings.sparsity),),
         "none": (),
     }[settings.controls]
     for sound in [read_clip(path, settings, pool) for path in settings.clip]:
-        for sparsity, method in itertools.product(settings.sparsity, settings.methods):
-            kind = method.partition("-")[0]
-            if kind != "control" or sparsity in with_controls:
-                yield Task(sound, sparsity, networks[sparsity], method, asked.get(kind, 0))
+        for sparsity, name in itertools.product(settings.sparsity, chosen):
+            method = NAMES[name][0]
+            if method != "control" or sparsity in with_controls:
+                yield Task(sound, sparsity, networks[sparsity], name, asked.get(method, 0))
+
+
+def _chosen(settings: Settings) -> list[str]:
+    """Of `NAMES`."""
+    return [
+        name
+        for name, (method, fitness) in NAMES.items()
+        if method in settings.methods and (fitness is None or fitness in settings.fitness)
+    ]
 
 
 def _updates_per_step(settings: Settings) -> int:
@@ -385,21 +428,21 @@ def _key(row: Row) -> tuple:
     return (row["clip"], row["sparsity"], row["method"], row["phases"])
 
 
-def row_methods(method: Method) -> tuple[str, ...]:
-    """Names in the rows of the masks that a method gives."""
-    return RELAXED if method == "relaxation" else (method,)
+def row_methods(name: str) -> tuple[str, ...]:
+    """Names in the rows of the masks that one of `NAMES` gives."""
+    return relaxed(name) if name in RELAXATIONS else (name,)
 
 
 def _done(task: Task, rows: dict[tuple, Row]) -> int | None:
     """Generations or updates that all rows of a task stand for, or None if one is missing."""
     found = _rows_of(task, rows)
-    if len(found) < len(row_methods(task.method)) * len(PHASES):
+    if len(found) < len(row_methods(task.search)) * len(PHASES):
         return None
     return min(row["done"] for row in found)
 
 
 def _rows_of(task: Task, rows: dict[tuple, Row]) -> list[Row]:
-    names = itertools.product(row_methods(task.method), PHASES)
+    names = itertools.product(row_methods(task.search), PHASES)
     keys = [(task.sound.name, task.sparsity, *name) for name in names]
     return [rows[key] for key in keys if key in rows]
 
@@ -428,19 +471,14 @@ def _constant(settings: Settings, task: Task, pool: ScorePool) -> Found:
 
 def _unsearched(task: Task, mask: jax.Array) -> Found:
     facts = {"done": 0, "evaluations": 0, "seconds": 0.0}
-    return Found({task.method: mask}, {task.method: facts}, {})
+    return Found({task.search: mask}, {task.search: facts}, {})
 
 
 def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
-    kind, _, fitness = task.method.partition("-")
-    config = GeneticConfig() if kind == "genetic" else WITHOUT_REPRODUCTION
+    config = GeneticConfig() if task.method == "genetic" else WITHOUT_REPRODUCTION
     config = dataclasses.replace(config, population_size=settings.population)
-    sound, network = task.sound, task.network
-    if fitness == "mse":
-        objective = mse_objective(
-            network.apply, network.params, sound.dense, keep_observed=settings.keep_observed
-        )
-    else:
+    if NAMES[task.search][1] == "pesq":
+        sound, network = task.sound, task.network
         objective = pesq_objective(
             network.apply,
             network.params,
@@ -452,6 +490,8 @@ def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
             keep_observed=settings.keep_observed,
             config=CONFIG,
         )
+    else:
+        objective = _on_device(settings, task)
     search = genetic(objective, task.shape, task.n_ones, config)
     # The first population is a generation too.
     result = _search(settings, task, search, settings.generations - 1)
@@ -466,14 +506,31 @@ def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
         # Of the first population there is only the best.
         history[name] = np.append(history.get(name, [math.nan]), values)
     mask = result.mask(task.shape)
-    return Found({task.method: mask}, {task.method: facts}, history)
+    return Found({task.search: mask}, {task.search: facts}, history)
+
+
+def _on_device(settings: Settings, task: Task) -> Partial:
+    """The MSE or the surrogate, which have gradients."""
+    sound, network = task.sound, task.network
+    if NAMES[task.search][1] == "mse":
+        return mse_objective(
+            network.apply, network.params, sound.dense, keep_observed=settings.keep_observed
+        )
+    return surrogate_objective(
+        network.apply,
+        network.params,
+        sound.dense,
+        jnp.angle(sound.spectrum),
+        sound.signal,
+        band=settings.fitness_band,
+        keep_observed=settings.keep_observed,
+        config=CONFIG,
+    )
 
 
 def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
-    network, updates_per_step = task.network, _updates_per_step(settings)
-    objective = mse_objective(
-        network.apply, network.params, task.sound.dense, keep_observed=settings.keep_observed
-    )
+    updates_per_step = _updates_per_step(settings)
+    objective = _on_device(settings, task)
     relaxation = logistic(settings.steepness)
     rates = LagrangianSettings(
         learning_rate=settings.learning_rate,
@@ -504,10 +561,11 @@ def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
         result.mask(task.shape),
     )
     losses = (last["loss"], last["hard_loss"], last["best"])
+    names = relaxed(task.search)
     updates = {"update": updates_per_step * (np.arange(result.steps) + 1)}
     return Found(
-        dict(zip(RELAXED, masks, strict=True)),
-        {name: facts | {"loss": loss} for name, loss in zip(RELAXED, losses, strict=True)},
+        dict(zip(names, masks, strict=True)),
+        {name: facts | {"loss": loss} for name, loss in zip(names, losses, strict=True)},
         updates | result.history,
     )
 
@@ -515,7 +573,7 @@ def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
 def _search(settings: Settings, task: Task, search: base.Search, steps: int) -> base.Result:
     return base.run(
         search,
-        jax.random.fold_in(mask_key(settings.seed, task.sound.file), _KEYS[task.method]),
+        jax.random.fold_in(mask_key(settings.seed, task.sound.file), _KEYS[task.search]),
         steps=steps,
         minutes=settings.budget,
         one_call=settings.one_call,
@@ -528,10 +586,8 @@ _FINDERS: dict[Method, Callable[[Settings, Task, ScorePool], Found]] = {
     "random": _random,
     "constant": _constant,
     "relaxation": _relaxation,
-    "genetic-mse": _genetic,
-    "genetic-pesq": _genetic,
-    "control-mse": _genetic,
-    "control-pesq": _genetic,
+    "genetic": _genetic,
+    "control": _genetic,
 }
 
 

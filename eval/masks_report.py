@@ -16,7 +16,15 @@ from eval.rows import Row, RowsError
 from jaxsparse.audio import atomic_write
 from jaxsparse.errors import one_line
 
-RELAXED = ("relaxation-soft", "relaxation-binary", "relaxation-best")
+# Searches by relaxation, for the MSE and for the surrogate.
+RELAXATIONS = ("relaxation", "relaxation-surrogate")
+
+
+def relaxed(search: str) -> tuple[str, str, str]:
+    """Names of the masks that one of `RELAXATIONS` gives."""
+    return (f"{search}-soft", f"{search}-binary", f"{search}-best")
+
+
 TITLES = {
     "genetic-pesq": "genetic PESQ",
     "genetic-mse": "genetic MSE",
@@ -27,6 +35,11 @@ TITLES = {
     "relaxation-best": "relaxation best",
     "random": "random",
     "constant": "constant",
+    "genetic-surrogate": "genetic surrogate",
+    "control-surrogate": "control surrogate",
+    "relaxation-surrogate-soft": "relaxation surrogate soft",
+    "relaxation-surrogate-binary": "relaxation surrogate binary",
+    "relaxation-surrogate-best": "relaxation surrogate best",
 }
 PHASES_TITLES = {"all": "all", "60": "within 60 dB"}
 METRICS = ("mse", *SCORES)
@@ -49,8 +62,21 @@ COMPARED = (
     "constant",
     "relaxation-best",
 )
+# Found by the surrogate, which the thesis doesn't have: columns only where there are such rows.
+BY_SURROGATE = (
+    "genetic-surrogate",
+    "control-surrogate",
+    *relaxed("relaxation-surrogate"),
+)
+COLUMNS = {
+    "4.1": (*REPRODUCTION, "genetic-surrogate", "control-surrogate"),
+    "4.2": (*COMPARED, "genetic-surrogate", *relaxed("relaxation-surrogate")),
+    "4.3": (*COMPARED, "genetic-surrogate", *relaxed("relaxation-surrogate")),
+}
 # Numbers of the thesis' tables and the metrics that we give in each.
 TABLES = {"4.1": METRICS, "4.2": ("pesq_nb", "pesq_wb"), "4.3": ("stoi", "estoi")}
+# In the figures.
+_KINDS = {"genetic": "with reproduction", "control": "without"}
 # The band of its PESQ is not given; what random masks get speaks for the narrow one.
 _THESIS_REPRODUCTION = {
     "mse": (31.370, 34.597, 33.337, 34.553, 35.234),
@@ -96,9 +122,9 @@ def summarize(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any
     sparsities = sorted({row["sparsity"] for row in rows})
     sparsest = THESIS_SPARSITY if THESIS_SPARSITY in sparsities else max(sparsities, default=0.0)
     places = {
-        "4.1": itertools.product([sparsest], ["all"], REPRODUCTION),
+        "4.1": itertools.product([sparsest], ["all"], COLUMNS["4.1"]),
         **{
-            table: itertools.product(sparsities, PHASES_TITLES, COMPARED)
+            table: itertools.product(sparsities, PHASES_TITLES, COLUMNS[table])
             for table in ("4.2", "4.3")
         },
     }
@@ -119,7 +145,14 @@ def summarize(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any
             for table, metrics in TABLES.items()
         },
         "relaxation": [
-            line for sparsity in sparsities for line in _relaxation(rows, sparsity, progress)
+            line
+            for search, sparsity in itertools.product(RELAXATIONS, sparsities)
+            for line in _relaxation(rows, search, sparsity, progress)
+        ],
+        "surrogate": [
+            line
+            for sparsity in sparsities
+            for line in _surrogate(rows, sparsity, progress, settings["fitness_band"])
         ],
         "searches": [
             {"sparsity": sparsity, "method": method} | numbers
@@ -162,29 +195,57 @@ def _progress(rows: Iterable[Row]) -> dict[tuple[float, str], Row]:
 
 
 def _relaxation(
-    rows: Iterable[Row], sparsity: float, progress: Mapping[tuple[float, str], Row]
+    rows: Iterable[Row], search: str, sparsity: float, progress: Mapping[tuple[float, str], Row]
 ) -> Iterator[dict[str, Any]]:
     """MSE of a sparsity's masks, what rounding costs, and how the search ended."""
+    names = soft, binary, _ = relaxed(search)
+    found = _by_clip(rows, sparsity)
+    clips = [clip for clip in found.values() if clip.keys() >= set(names)]
+    if not clips:
+        return
+    line: dict[str, Any] = {"search": search, "sparsity": sparsity} | progress[sparsity, soft]
+    for name, method in zip(("soft", "binary", "best"), names, strict=True):
+        line[name] = _over_clips([clip[method]["mse"] for clip in clips])
+    line["gap"] = _over_clips([clip[binary]["mse"] - clip[soft]["mse"] for clip in clips])
+    for method in ("constant", "random"):
+        values = [clip[method]["mse"] for clip in clips if method in clip]
+        line[method] = _over_clips(values) if values else None
+    for measure in MEASURES:
+        line[measure] = _over_clips([clip[soft][measure] for clip in clips])
+    of_thesis = search == "relaxation" and sparsity == THESIS_SPARSITY
+    line["thesis"] = _THESIS_RELAXATION if of_thesis else {}
+    yield line
+
+
+def _by_clip(rows: Iterable[Row], sparsity: float) -> dict[str, dict[str, Row]]:
+    """A sparsity's rows with all phases, by clip and method."""
     clips: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row["sparsity"] == sparsity and row["phases"] == "all":
             clips.setdefault(row["clip"], {})[row["method"]] = row
-    relaxed = [clip for clip in clips.values() if clip.keys() >= set(RELAXED)]
-    if not relaxed:
-        return
-    line: dict[str, Any] = {"sparsity": sparsity} | progress[sparsity, RELAXED[0]]
-    for name, method in zip(("soft", "binary", "best"), RELAXED, strict=True):
-        line[name] = _over_clips([clip[method]["mse"] for clip in relaxed])
-    line["gap"] = _over_clips(
-        [clip["relaxation-binary"]["mse"] - clip["relaxation-soft"]["mse"] for clip in relaxed]
-    )
-    for method in ("constant", "random"):
-        values = [clip[method]["mse"] for clip in relaxed if method in clip]
-        line[method] = _over_clips(values) if values else None
-    for measure in MEASURES:
-        line[measure] = _over_clips([clip[RELAXED[0]][measure] for clip in relaxed])
-    line["thesis"] = _THESIS_RELAXATION if sparsity == THESIS_SPARSITY else {}
-    yield line
+    return clips
+
+
+def _surrogate(
+    rows: Iterable[Row], sparsity: float, progress: Mapping[tuple[float, str], Row], band: str
+) -> Iterator[dict[str, Any]]:
+    """What searches by the surrogate saw, beside the PESQ of their masks and of that for PESQ."""
+    found = _by_clip(rows, sparsity)
+    clips = [clip for clip in found.values() if clip.keys() & set(BY_SURROGATE)]
+    for method in (*BY_SURROGATE, "genetic-pesq"):
+        scored = [clip[method] for clip in clips if method in clip]
+        if not scored:
+            continue
+        pesq = [row[f"pesq_{band}"] for row in scored]
+        line = {"sparsity": sparsity, "method": method, "surrogate": None, "gap": None}
+        line |= progress[sparsity, method] | {"pesq": _over_clips(pesq)}
+        for name in ("seconds", "evaluations"):
+            line[name] = _over_clips([row[name] for row in scored])
+        if method in BY_SURROGATE:
+            seen = [-row["loss"] for row in scored]
+            line["surrogate"] = _over_clips(seen)
+            line["gap"] = _over_clips([a - b for a, b in zip(seen, pesq, strict=True)])
+        yield line
 
 
 def _over_clips(values: Iterable[float]) -> dict[str, Any]:
@@ -198,7 +259,8 @@ def tables(summary: dict[str, Any]) -> str:
     text = f"{len(clips)} clip{'s' * (len(clips) != 1)} ({one_line(', '.join(clips))})"
     text += "; mean ± standard error over clips" * (len(clips) > 1)
     text += f". Kept bins are {put_back}; the search for PESQ is for that of the"
-    text += f" {'narrow' if settings['fitness_band'] == 'nb' else 'wide'} band.\n"
+    text += f" {'narrow' if settings['fitness_band'] == 'nb' else 'wide'} band"
+    text += f"{', and so is the surrogate' * bool(summary['surrogate'])}.\n"
     text += "The thesis' values are of one clip of another corpus; the band of its PESQ is not\n"
     text += "given, and it stands beside our narrow band.\n"
     headings = {
@@ -206,20 +268,23 @@ def tables(summary: dict[str, Any]) -> str:
         "4.2": "PESQ",
         "4.3": "STOI",
     }
-    columns = {"4.1": REPRODUCTION, "4.2": COMPARED, "4.3": COMPARED}
     for table, heading in headings.items():
         text += f"\n## Table {table}: {heading}\n\n"
         cells = summary["tables"][table]
-        text += _table(cells, columns[table]) + _cut_short(summary["searches"], cells)
-    if summary["relaxation"]:
-        names = ("learning_rate", "multiplier_rate", "penalty", "steepness")
-        used = ", ".join(f"{name.replace('_', ' ')} {settings[name]:g}" for name in names)
-        text += f"\n## Relaxation\n\nWith {used}.\n"
-        text += _relaxation_tables(summary["relaxation"])
-        text += _cut_short(
-            summary["searches"],
-            [{"sparsity": x["sparsity"], "method": RELAXED[0]} for x in summary["relaxation"]],
-        )
+        there = {cell["method"] for cell in cells}
+        columns = [x for x in COLUMNS[table] if x not in BY_SURROGATE or x in there]
+        text += _table(cells, columns) + _cut_short(summary["searches"], cells)
+    for search in RELAXATIONS:
+        if lines := [line for line in summary["relaxation"] if line["search"] == search]:
+            names = ("learning_rate", "multiplier_rate", "penalty", "steepness")
+            used = ", ".join(f"{name.replace('_', ' ')} {settings[name]:g}" for name in names)
+            by = " by the surrogate" * (search == "relaxation-surrogate")
+            text += f"\n## Relaxation{by}\n\nWith {used}.\n" + _relaxation_tables(lines)
+            soft = [{"sparsity": x["sparsity"], "method": relaxed(search)[0]} for x in lines]
+            text += _cut_short(summary["searches"], soft)
+    if summary["surrogate"]:
+        text += "\n## Surrogate\n\n" + _surrogate_table(summary)
+        text += _cut_short(summary["searches"], summary["surrogate"])
     if summary["searches"]:
         text += "\n## Searches\n\n" + _searches(summary["searches"])
     return text + _missing(summary["unscored"])
@@ -270,7 +335,7 @@ def _cut_short(searches: Iterable[Row], cells: Iterable[Row]) -> str:
 def _done(search: Row) -> str:
     least, most = search["done_least"], search["done_most"]
     done = str(least) if least == most else f"{least} to {most}"
-    unit = "updates" if search["method"] in RELAXED else "generations"
+    unit = "updates" if search["method"].startswith("relaxation") else "generations"
     return f"{done} of {search['asked']} {unit}"
 
 
@@ -296,7 +361,8 @@ def _relaxation_tables(lines: Sequence[Row]) -> str:
     titles = ["crossings", "violation", "multiplier", "gradient norm", "KKT residual", "relative"]
     text += "\nThe end of the search: entries whose rounded value is not that of the start, mean of"
     text += " the soft mask less the share of ones, and the gradient of the Lagrangian, alone and"
-    text += " over that of the MSE.\n\n"
+    fitness = "MSE" if lines[0]["search"] == "relaxation" else "surrogate"
+    text += f" over that of the {fitness}.\n\n"
     return text + report.grid(
         ["sparsity", *titles],
         [
@@ -304,6 +370,23 @@ def _relaxation_tables(lines: Sequence[Row]) -> str:
             for line in lines
         ],
     )
+
+
+def _surrogate_table(summary: dict[str, Any]) -> str:
+    band = report.TITLES[f"pesq_{summary['settings']['fitness_band']}"]
+    text = "With all phases. The surrogate is what the search saw and is not PESQ, which is that of"
+    text += " `pesq`; the gap is the first less the second.\n\n"
+    rows = []
+    for line in summary["surrogate"]:
+        star = "\\*" * bool(line["cut_short"])
+        scores = [line["surrogate"], line["pesq"], line["gap"]]
+        rows.append(
+            [TITLES[line["method"]], _percent(line["sparsity"])]
+            + ["" if score is None else report.cell(score, 3) + star for score in scores]
+            + [report.cell(line[name], 0) for name in ("seconds", "evaluations")]
+        )
+    header = ["mask", "sparsity", "surrogate", band, "gap", "seconds", "masks evaluated"]
+    return text + report.grid(header, rows)
 
 
 def _digits(value: dict[str, Any] | None, digits: str) -> str:
@@ -326,9 +409,14 @@ def _searches(searches: Iterable[Row]) -> str:
                 f"{search['seconds']:.0f}",
             ]
             for search in searches
-            if search["method"] not in RELAXED[1:]
+            if not _is_rounded(search["method"])
         ],
     )
+
+
+def _is_rounded(method: str) -> bool:
+    """Whether a search is counted by another of its masks, the soft one."""
+    return any(method in relaxed(search)[1:] for search in RELAXATIONS)
 
 
 def _missing(rows: Sequence[Row]) -> str:
@@ -356,7 +444,8 @@ def write(summary: dict[str, Any], out: Path) -> None:
         writer.writerows(cells)
         atomic_write(out / f"table-{table}.csv", text.getvalue().encode())
     histories = read_histories(summary, out)
-    _plot_relaxation(histories, out / "figure-4.11.png")
+    _plot_relaxation(histories, "relaxation", out / "figure-4.11.png")
+    _plot_relaxation(histories, "relaxation-surrogate", out / "figure-4.11-surrogate.png")
     for fitness, figure in (("mse", "4.12"), ("pesq", "4.13")):
         _plot_fitness(summary, histories, fitness, out / f"figure-{figure}.png")
 
@@ -369,9 +458,9 @@ def read_histories(summary: dict[str, Any], out: Path) -> dict[tuple, dict[str, 
     """
     found = {}
     searches = {
-        (search["sparsity"], search["method"].replace("relaxation-soft", "relaxation"))
+        (search["sparsity"], search["method"].removesuffix("-soft"))
         for search in summary["searches"]
-        if search["method"] not in RELAXED[1:]
+        if not _is_rounded(search["method"])
     }
     for clip, (sparsity, method) in itertools.product(summary["clips"], sorted(searches)):
         path = out / "history" / f"{clip}-{100 * sparsity:g}-{method}.csv"
@@ -387,9 +476,11 @@ def read_histories(summary: dict[str, Any], out: Path) -> dict[tuple, dict[str, 
     return found
 
 
-def _plot_relaxation(histories: Mapping[tuple, dict[str, np.ndarray]], path: Path) -> None:
+def _plot_relaxation(
+    histories: Mapping[tuple, dict[str, np.ndarray]], search: str, path: Path
+) -> None:
     """Gradient norm, violation and multiplier against updates: the thesis' figure 4.11."""
-    lines = {place: x for place, x in histories.items() if place[2] == "relaxation"}
+    lines = {place: x for place, x in histories.items() if place[2] == search}
     if not lines:
         return
     titles = {
@@ -413,12 +504,20 @@ def _plot_fitness(
     fitness: str,
     path: Path,
 ) -> None:
-    """Best fitness against generations at table 4.1's sparsity: figures 4.12 and 4.13."""
+    """Best fitness against generations at table 4.1's sparsity: figures 4.12 and 4.13.
+
+    The surrogate is drawn on the scale of PESQ, which it estimates, and under its own name.
+    """
     cells = summary["tables"]["4.1"]
+    drawn = ("mse",) if fitness == "mse" else ("pesq", "surrogate")
     lines = {
         (clip, method): history
         for (clip, sparsity, method), history in histories.items()
-        if cells and sparsity == cells[0]["sparsity"] and method.endswith(fitness)
+        if cells
+        and sparsity == cells[0]["sparsity"]
+        # Of the relaxation there are no generations.
+        and method.partition("-")[0] in _KINDS
+        and method.endswith(drawn)
     }
     if not lines:
         return
@@ -426,17 +525,19 @@ def _plot_fitness(
     metric = "mse" if fitness == "mse" else f"pesq_{band}"
     sign = 1 if fitness == "mse" else -1
     figure, (axes,) = _figure(1, "generation")
-    axes.set_ylabel(f"best {report.TITLES[metric]}")
-    labels = {"genetic": "with reproduction", "control": "without"}
+    by_surrogate = any(method in BY_SURROGATE for _, method in lines)
+    axes.set_ylabel(f"best {report.TITLES[metric]}" + " or surrogate" * by_surrogate)
     for (clip, method), history in lines.items():
         kind = method.partition("-")[0]
+        named = "surrogate, " * (method in BY_SURROGATE)
         _draw(
             axes,
             history["generation"],
             sign * history["best"],
             color=f"C{summary['clips'].index(clip) % 10}",
             linestyle="-" if kind == "genetic" else "--",
-            label=f"{labels[kind]}, {one_line(clip)}",
+            alpha=0.5 if named else 1.0,
+            label=f"{named}{_KINDS[kind]}, {one_line(clip)}",
         )
     known = {cell["method"]: cell for cell in cells if cell["metric"] == metric}
     if "random" in known and known["random"]["mean"] is not None:
@@ -446,7 +547,7 @@ def _plot_fitness(
     for method, style in ((f"genetic-{fitness}", "-"), (f"control-{fitness}", "--")):
         value = thesis("4.1", cells[0]["sparsity"], "all", method, thesis_metric)
         if value is not None:
-            label = f"thesis' end, {labels[method.partition('-')[0]]}"
+            label = f"thesis' end, {_KINDS[method.partition('-')[0]]}"
             axes.axhline(value, color="black", linewidth=1, linestyle=style, label=label)
     _save(figure, path)
 

@@ -3,6 +3,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +12,11 @@ import soundfile
 from test_eval import voice
 
 from eval import masks, masks_report
+from eval.rows import RowFile
 from jaxsparse import pretrained
 from jaxsparse.masks import count_observed, random_mask, unpack_mask
 from jaxsparse.metrics import reference_pesq, reference_stoi
+from jaxsparse.metrics.surrogate import pesq_surrogate
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import to_waveform
 from jaxsparse.spectrogram import log_power, phase_mask
@@ -23,8 +26,13 @@ from jaxsparse.types import SAMPLE_RATE
 N_SAMPLES = 8_000
 SHAPE = (1025, 1 + N_SAMPLES // 256)
 LEVEL = -30.0
+RELAXED = masks_report.relaxed("relaxation")
 TABLES = ("tables.md", "tables.json", "table-4.1.csv", "table-4.2.csv", "table-4.3.csv")
-FIGURES = ("figure-4.11.png", "figure-4.12.png", "figure-4.13.png")
+FIGURES = (
+    *("figure-4.11.png", "figure-4.12.png", "figure-4.13.png"),
+    "figure-4.11-surrogate.png",
+)
+FITNESSES = ("mse", "pesq", "surrogate")
 
 
 def apply(params, spectrogram, mask, valid=None):
@@ -51,7 +59,8 @@ def clip(tmp_path_factory):
 def flags(clip, out, *more):
     return [
         *("--clip", str(clip), "--out", str(out), "--sparsity", "0.9", "0.95", "--workers", "1"),
-        *("--generations", "4", "--population", "4", "--steps", "2", *more),
+        *("--generations", "4", "--population", "4", "--steps", "2"),
+        *("--fitness", "mse", "pesq", "surrogate", *more),
     ]
 
 
@@ -84,8 +93,9 @@ def read_mask(out, name):
 
 def test_every_method_has_its_rows_masks_and_history(finished):
     rows = read_rows(finished)
-    everywhere = {"random", "constant", "genetic-mse", "genetic-pesq", *masks_report.RELAXED}
-    controls = {"control-mse", "control-pesq"}
+    everywhere = {"random", "constant", *(f"genetic-{fitness}" for fitness in FITNESSES)}
+    everywhere |= {x for search in masks_report.RELAXATIONS for x in masks_report.relaxed(search)}
+    controls = {f"control-{fitness}" for fitness in FITNESSES}
     assert set(rows) == {
         (sparsity, method, phases)
         for sparsity, methods in (("0.9", everywhere), ("0.95", everywhere | controls))
@@ -96,7 +106,7 @@ def test_every_method_has_its_rows_masks_and_history(finished):
         content = read_mask(finished, f"{100 * float(sparsity):g}-{method}")
         count = count_observed(SHAPE, float(sparsity))
         assert (*content["shape"], content["count"]) == (*SHAPE, count)
-        if method in ("constant", "relaxation-soft"):
+        if method == "constant" or method.endswith("-soft"):
             assert content["mask"].shape == SHAPE
         else:
             assert np.unpackbits(content["bits"]).sum() == count
@@ -107,17 +117,27 @@ def test_every_method_has_its_rows_masks_and_history(finished):
         # What was searched for is what the mask is scored with.
         if method.endswith("pesq") and row["phases"] == "all":
             assert float(row["loss"]) == pytest.approx(-float(row["pesq_nb"]), abs=1e-4)
-        elif searched and not method.endswith("pesq"):
+        elif searched and not method.endswith("pesq") and "surrogate" not in method:
             assert float(row["loss"]) == pytest.approx(float(row["mse"]), rel=1e-5)
-    for name in ("90-genetic-mse", "95-control-pesq"):
+    for name in ("90-genetic-mse", "95-control-pesq", "90-genetic-surrogate"):
         history = (finished / "history" / f"voice-{name}.csv").read_text().splitlines()
         assert [line.partition(",")[0] for line in history] == ["generation", "1", "2", "3", "4"]
-    assert (finished / "history" / "voice-95-relaxation.csv").read_text().startswith("update,")
+    for name in ("95-relaxation", "90-relaxation-surrogate"):
+        assert (finished / "history" / f"voice-{name}.csv").read_text().startswith("update,")
     for name in (*TABLES, *FIGURES):
         assert (finished / name).stat().st_size > 0
 
 
-@pytest.mark.parametrize("method", ["random", "genetic-pesq", "relaxation-soft"])
+SCORED = (
+    "random",
+    "genetic-pesq",
+    "relaxation-soft",
+    "genetic-surrogate",
+    "relaxation-surrogate-soft",
+)
+
+
+@pytest.mark.parametrize("method", SCORED)
 def test_rows_are_what_the_mask_gives_by_itself(method, clip, finished):
     signal, _ = soundfile.read(clip, dtype="float32")
     spectrum = stft(jnp.asarray(signal))
@@ -142,6 +162,9 @@ def test_rows_are_what_the_mask_gives_by_itself(method, clip, finished):
             assert float(row[f"pesq_{band}"]) == pytest.approx(scores.values[0], abs=2e-3)
         scores = reference_stoi(**batch, sample_rate=SAMPLE_RATE)
         np.testing.assert_allclose(float(row["stoi"]), scores.values[0], atol=1e-3)
+        if "surrogate" in method and phases == "all":
+            seen = pesq_surrogate(**batch, sample_rate=SAMPLE_RATE, band="nb")[0]
+            assert float(row["loss"]) == pytest.approx(-float(seen), abs=1e-3)
 
 
 def test_the_baseline_is_the_mask_of_the_other_evaluation(finished):
@@ -152,7 +175,7 @@ def test_the_baseline_is_the_mask_of_the_other_evaluation(finished):
 
 def test_a_run_that_was_cut_short_says_so_and_goes_on_to_the_same(clip, finished, tmp_path, capsys):
     out = tmp_path / "run"
-    chosen = flags(clip, out, "--methods", "genetic-mse", "genetic-pesq")
+    chosen = flags(clip, out, "--methods", "genetic", "--fitness", "mse", "pesq")
     # One step is done in any time.
     assert masks.main([*chosen, "--budget", "1e-9"]) == 0
     text = capsys.readouterr().out
@@ -174,6 +197,40 @@ def test_a_run_that_was_cut_short_says_so_and_goes_on_to_the_same(clip, finished
     assert (out / "history" / f"{name}.csv").read_text() == (
         finished / "history" / f"{name}.csv"
     ).read_text()
+
+
+def test_a_fitness_may_be_added_to_a_run_that_is_there(clip, finished, tmp_path, capsys):
+    """What is new, and nothing else, is computed, as it is in a run of all at once."""
+    out = tmp_path / "run"
+    few = flags(clip, out, "--sparsity", "0.95", "--methods", "random", "relaxation", "genetic")
+    assert masks.main([*few, "--fitness", "mse"]) == 0
+    before = read_rows(out)
+    assert {method for _, method, _ in before} == {"random", "genetic-mse", *RELAXED}
+    assert "urrogate" not in capsys.readouterr().out
+    assert masks.main([*few, "--fitness", "surrogate"]) == 0
+    rows = read_rows(out)
+    assert rows.items() >= before.items()
+    new = {"genetic-surrogate", *masks_report.relaxed("relaxation-surrogate")}
+    assert {method for _, method, _ in rows} == {method for _, method, _ in before} | new
+    expected = read_rows(finished)
+    assert without_times(rows) == without_times({key: expected[key] for key in rows})
+
+
+def test_searches_for_pesq_and_its_surrogate_begin_with_the_same_population(finished, clip):
+    """So does no other pair."""
+    keys = dict(masks._KEYS)
+    assert keys.pop("genetic-surrogate") == keys["genetic-pesq"]
+    assert len(set(keys.values())) == len(keys)
+    assert {name for name, (_, fitness) in masks.NAMES.items() if fitness} == set(masks._KEYS)
+
+
+def test_committed_results_can_be_gone_on_with():
+    folder = Path(__file__).parents[1] / "results" / "mask-search"
+    settings = masks.Settings((Path("x.flac"),), folder)
+    file = RowFile(folder, masks.COLUMNS, masks._identity(settings))
+    assert {row["method"] for row in file.rows} <= {
+        method for name in masks.NAMES for method in masks.row_methods(name)
+    }
 
 
 def test_what_is_done_is_not_done_again(clip, finished, tmp_path, capsys, monkeypatch):
@@ -262,7 +319,7 @@ def test_the_gap_of_a_relaxation_is_that_of_each_clip():
     rows = [
         made_up(clip, method, mse=mse, crossings=crossings, violation=-0.01)
         for clip, crossings, values in (("a", 10, (20, 36, 35)), ("b", 30, (30, 40, 34)))
-        for method, mse in zip(masks_report.RELAXED, values, strict=True)
+        for method, mse in zip(RELAXED, values, strict=True)
     ]
     (line,) = summarize([*rows, made_up("a", "constant", mse=25.0)])["relaxation"]
     assert (line["gap"]["mean"], line["gap"]["standard_error"]) == (13, pytest.approx(3))
@@ -270,6 +327,62 @@ def test_the_gap_of_a_relaxation_is_that_of_each_clip():
     text = masks_report.tables(summarize(rows))
     assert "| 95 % | 25.00 ± 5.00 | 38.00 ± 2.00 | 13.00 ± 3.00 | 34.50 ± 0.50 |  |  |\n" in text
     assert "| 95 %, thesis | 27.36 | 36.676 | 9.316 |  |  | 35.234 |\n" in text
+
+
+def test_the_surrogate_stands_beside_the_pesq_of_its_masks():
+    surrogate = [
+        made_up(clip, method, loss=-seen, pesq_nb=pesq, pesq_wb=1.5, seconds=seconds)
+        for method, clips in {
+            "genetic-surrogate": (("a", 3.0, 2.5, 10.0), ("b", 3.5, 2.0, 20.0)),
+            "relaxation-surrogate-soft": (("a", 4.0, 3.0, 7.0),),
+        }.items()
+        for clip, seen, pesq, seconds in clips
+    ]
+    # Of a clip without a mask by the surrogate nothing is compared.
+    searched = [
+        made_up(clip, "genetic-pesq", loss=-pesq, pesq_nb=pesq, seconds=300.0)
+        for clip, pesq in (("a", 2.75), ("b", 3.25), ("c", 1.0))
+    ]
+    # With fewer phases the search saw nothing.
+    fewer = [row | {"phases": "60", "pesq_nb": 1.0} for row in surrogate]
+    summary = summarize([*surrogate, *fewer, *searched])
+    text = masks_report.tables(summary)
+    assert [line["method"] for line in summary["surrogate"]] == [
+        *("genetic-surrogate", "relaxation-surrogate-soft", "genetic-pesq")
+    ]
+    for line in (
+        "| mask | sparsity | surrogate | PESQ nb | gap | seconds | masks evaluated |\n",
+        "| genetic surrogate | 95 % | 3.250 ± 0.250 | 2.250 ± 0.250 | 1.000 ± 0.500 | 15 ± 5 |"
+        " 50 ± 0 |\n",
+        "| relaxation surrogate soft | 95 % | 4.000 | 3.000 | 1.000 | 7 | 50 |\n",
+        "| genetic PESQ | 95 % |  | 3.000 ± 0.250 |  | 300 ± 0 | 50 ± 0 |\n",
+    ):
+        assert line in text
+
+
+def test_columns_of_the_surrogate_are_there_where_its_masks_are():
+    rows = [made_up("a", "genetic-pesq"), made_up("a", "relaxation-soft")]
+    without = masks_report.tables(summarize(rows))
+    assert "urrogate" not in without
+    more = masks_report.tables(summarize([*rows, made_up("a", "genetic-surrogate", loss=-2.0)]))
+    headers = [line for line in more.splitlines() if line.startswith("| sparsity | phases")]
+    assert [header.endswith("| genetic surrogate |") for header in headers] == [True] * 3
+    assert not any("control surrogate" in header for header in headers)
+    assert not any("relaxation surrogate" in header for header in headers)
+
+
+def test_the_relaxation_by_the_surrogate_has_tables_of_its_own():
+    rows = [
+        made_up("a", method, mse=mse, loss=-2.0)
+        for search, values in (("relaxation", (20, 36, 35)), ("relaxation-surrogate", (30, 41, 37)))
+        for method, mse in zip(masks_report.relaxed(search), values, strict=True)
+    ]
+    text = masks_report.tables(summarize(rows))
+    first, second = re.split("\n## Relaxation by the surrogate\n", text.split("## Relaxation\n")[1])
+    assert "| 95 % | 20.00 | 36.00 | 16.00 | 35.00 |  |  |\n" in first
+    assert "| 95 %, thesis | " in first and "over that of the MSE." in first
+    assert "| 95 % | 30.00 | 41.00 | 11.00 | 37.00 |  |  |\n" in second
+    assert "thesis" not in second and "over that of the surrogate." in second
 
 
 def silent(folder):
@@ -305,6 +418,9 @@ def test_clips_that_are_refused(make, reason, tmp_path, capsys):
         (["--sparsity", "nan"], "sparsity nan is not between 0 and 1"),
         (["--sparsity", "0.9", "0.9"], "sparsity needs at least one value, each of them once"),
         (["--methods"], "methods needs at least one value"),
+        (["--fitness"], "fitness needs at least one value"),
+        (["--fitness", "mse", "mse"], "fitness needs at least one value, each of them once"),
+        (["--methods", "relaxation", "--fitness", "pesq"], "needs a fitness that has a gradient"),
         (["--population", "3"], "population must be at least 4"),
         (["--generations", "0"], "generations must be at least 1"),
         (["--steps", "0"], "steps must be at least 1"),
@@ -365,7 +481,7 @@ def test_damaged_files_are_named(name, clip, finished, tmp_path, capsys):
 
 def test_one_generation_is_the_first_population(clip, tmp_path):
     out = tmp_path / "run"
-    chosen = ["--methods", "genetic-mse", "--generations", "1", "--sparsity", "0.9"]
+    chosen = ["--generations", "1", "--sparsity", "0.9", "--methods", "genetic", "--fitness", "mse"]
     assert masks.main(flags(clip, out, *chosen)) == 0
     header, *lines = (out / "history" / "voice-90-genetic-mse.csv").read_text().splitlines()
     assert header.startswith("generation,best") and len(lines) == 1
@@ -385,6 +501,6 @@ def test_stopped_by_hand(clip, tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(masks.base, "run", stop)
-    assert masks.main(flags(clip, tmp_path / "run", "--methods", "random", "genetic-mse")) == 130
+    assert masks.main(flags(clip, tmp_path / "run", "--methods", "random", "genetic")) == 130
     assert capsys.readouterr().err == "eval.masks: stopped; the same command goes on\n"
     assert set(read_rows(tmp_path / "run")) == {("0.9", "random", "all"), ("0.9", "random", "60")}
