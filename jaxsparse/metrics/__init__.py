@@ -7,6 +7,13 @@ host, and what tables report. The others are pure, differentiable JAX.
 from jaxsparse._scoring import Metric
 from jaxsparse.losses import mse
 from jaxsparse.metrics.contract import reasons
+from jaxsparse.metrics.distances import (
+    log_spectral_distance,
+    mel_distance,
+    mfcc_distance,
+    multi_resolution_stft,
+    si_sdr,
+)
 from jaxsparse.metrics.reference import (
     Score,
     ScorePool,
@@ -14,14 +21,21 @@ from jaxsparse.metrics.reference import (
     reference_pesq,
     reference_stoi,
 )
+from jaxsparse.metrics.surrogate import pesq_surrogate
 
 __all__ = [
     "Metric",
     "Score",
     "ScorePool",
     "Scores",
+    "log_spectral_distance",
+    "mel_distance",
+    "mfcc_distance",
     "mse",
+    "multi_resolution_stft",
+    "pesq_surrogate",
     "reasons",
     "reference_pesq",
     "reference_stoi",
+    "si_sdr",
 ]

@@ -1,175 +1,348 @@
-"""A differentiable surrogate of PESQ, which is not PESQ.
+"""A differentiable surrogate of PESQ, for searching and for gradients; it is not PESQ.
 
-Written from the published descriptions: ITU-T P.862 (2001), P.862.1, P.862.2, P.48, and Beerends,
-Hekstra, Rix and Hollier (2002, J. Audio Eng. Soc. 50, 765-778). What these leave to tables of the
-reference software, which is not used here, comes from the literature (Bark scale of Schroeder et
-al. 1979 as in ITU-R BS.1387, threshold in quiet of Terhardt 1979) or is calibrated on speech. The
-signals are taken as aligned in time.
+Written from the published descriptions: ITU-T P.862 (2001), P.862.1, P.862.2 and P.48, and
+Beerends, Hekstra, Rix and Hollier (2002), "PESQ, Part II: Psychoacoustic Model", J. Audio Eng. Soc.
+50(10). What they leave to tables in the reference software, which was not looked at, comes from the
+literature or is calibrated on speech: ``python -m train.surrogate`` fits `surrogate.json` to scores
+of `pesq`.
+
+Otherwise than PESQ, the signals count as aligned in time, and what steps there is a ramp here.
 """
+
 import functools
+import json
+import math
+from importlib import resources
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxsparse.metrics.contract import Batch, per_example
-from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.stft import STFTConfig, frame_signal, stft
 from jaxsparse.types import Waveform
 
 Band: TypeAlias = Literal["wb", "nb"]
+Powers: TypeAlias = Float[Array, "T 49"]
+Number: TypeAlias = Float[Array | np.ndarray, ""] | float | int
 
-N_BANDS = 49
+RATES = {"wb": (16_000,), "nb": (8_000, 16_000)}
+# P.862, 10.2.1: frames of 32 ms, half overlapping, and at 16 kHz 49 bands up to 8 kHz.
 BIN_HZ = 31.25
-
-
-def bark(f):
-    return 7 * np.arcsinh(np.asarray(f, float) / 650)
-
-def bark_inverse(z):
-    return 650 * np.sinh(np.asarray(z) / 7)
-
-
-@functools.lru_cache
-def band_table(n_bins=257):
-    """[n_bins, bands] matrix, centre Bark [bands], threshold in quiet [bands] (power)."""
-    top = bark(8000)
-    edges = bark_inverse(np.linspace(0, top, N_BANDS + 1))
-    low = (np.arange(n_bins) - 0.5) * BIN_HZ
-    high = low + BIN_HZ
-    overlap = np.clip(np.minimum(high[:, None], edges[None, 1:]) - np.maximum(low[:, None], edges[None, :-1]), 0, None) / BIN_HZ
-    centre = (np.arange(N_BANDS) + 0.5) * top / N_BANDS
-    khz = bark_inverse(centre) / 1000
-    quiet = 3.64 * khz**-0.8 - 6.5 * np.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4
-    return overlap.astype(np.float32), centre.astype(np.float32), (10 ** (quiet / 10)).astype(np.float32)
-
-
-_IRS = np.array([[0, -200], [50, -40], [100, -27.5], [125, -18.8], [160, -10.8], [200, -2.7], [250, 2.7], [300, 6.4], [315, 7.2], [400, 9.9], [500, 11.3], [600, 11.8], [630, 11.9], [800, 12.3], [1000, 12.6], [1250, 12.5], [1600, 13.0], [2000, 13.1], [2500, 13.1], [3000, 12.5], [3150, 12.6], [3500, 3.9], [4000, -31.6], [5000, -54.9], [8000, -80]])
-
-def input_filter(band, n_bins=257):
-    f = np.arange(n_bins) * BIN_HZ
-    if band == "nb":
-        return 10 ** (np.interp(f, _IRS[:, 0], _IRS[:, 1]) / 10)
-    return f**4 / (f**4 + 100.0**4)
+N_BANDS = 49
+# From 0 to 8 kHz on the scale of Schroeder, Atal and Hall (1979), as in ITU-R BS.1387.
+_BARK_HZ = 650.0
+_TOP_BARK = 7 * math.asinh(8_000 / _BARK_HZ)
+# P.862, 10.1: the power between these frequencies is brought to 10^7 in units of 16-bit samples,
+# and speech begins and ends where five of these sum up to more than 500.
+_LEVEL_HZ = (350.0, 3_250.0)
+_LEVEL = 1e7
+_SPEECH_SUM = 500.0
+# P.48, table 2: sensitivity of the intermediate reference system in receiving, in dB; below and
+# above the table, as good as nothing.
+_IRS_HZ = (
+    *(0, 50, 100, 125, 160, 200, 250, 300, 400, 500, 600, 800, 1000, 1250, 1600, 2000),
+    *(2500, 3000, 3500, 4000, 5000, 8000),
+)
+_IRS_DB = (
+    *(-200, -40, -27.5, -18.8, -10.8, -2.7, 2.7, 6.4, 9.9, 11.3, 11.8, 12.3, 12.6, 12.5, 13.0),
+    *(13.1, 13.1, 12.5, 3.9, -31.6, -54.9, -80),
+)
+# P.862.2: above this corner the wide band is taken as it is.
+_CORNER_HZ = 100.0
+# P.862, 10.2.6 to 10.2.11.
+_AUDIBLE_SPEECH = 1e3
+_TRANSFER_LIMITS = (1e-2, 1e2)
+_GAIN_LIMITS = (3e-4, 5.0)
+_SMOOTHING_TAPS = 8
+_ASYMMETRY_LIMITS = (3.0, 12.0)
+_DISTURBANCE_LIMIT = 45.0
+# P.862, 10.2.14: windows of 20 frames, half overlapping, and the powers of the norms.
+_WINDOW = 20
+_WINDOW_POWER, _CLIP_POWER = 6.0, 2.0
+# P.862.1 and P.862.2: slope and shift of the logistic that maps a raw score to MOS-LQO.
+_MAPPING = {"wb": (1.3669, 3.8224), "nb": (1.4945, 4.6607)}
+_LOWEST, _RANGE = 0.999, 4.0
+_TINY = 1e-20
+# Added to the level, so that silence has a finite gradient: 110 dB below full scale.
+_SILENCE = 1e-6
 
 
 class Calibration(NamedTuple):
-    level: Any  # dB
-    gain: Any   # dB per band
-    threshold: Any # dB per band
-    width: Any  # log per band
-    exponent: Any
-    equal: Any
-    offset_gain: Any
-    smooth: Any
-    dead: Any
-    asym_power: Any
-    asym_offset: Any
-    p_sym: Any
-    soft: Any
-    w_sym: Any
-    w_asym: Any
-    slope: Any
-    shift: Any
-    sl: Any
-    top: Any
+    """What is calibrated; `published` has the descriptions' values.
+
+    Attributes:
+        level: Of the speech at the ear, dB.
+        gain: Of each band beyond the input filter, dB.
+        threshold: Of each band beyond Terhardt's threshold in quiet, dB.
+        width: Natural logarithm of each band's weight over its width in Bark.
+        exponent: Of Zwicker's loudness.
+        loudness: Its scale.
+        transfer_offset: Power that steadies the ratio of the spectra (10.2.6).
+        gain_offset: Power that steadies the ratio of the frames' powers (10.2.7).
+        gain_memory: Share of the frame before in the smoothed ratio.
+        masking: Share of the softer loudness that hides a difference (10.2.9).
+        asymmetry_power: Of the ratio of the powers (10.2.10).
+        asymmetry_offset: Power that steadies it.
+        frame_power: Of the norm over the bands (10.2.11).
+        softness: Power of the frame's own power that divides its disturbance.
+        symmetric: Weight of the symmetric disturbance in the raw score (10.2.16).
+        asymmetric: Weight of the asymmetric one.
+    """
+
+    level: Float[Array, ""] | float
+    gain: Float[Array, " 49"]
+    threshold: Float[Array, " 49"]
+    width: Float[Array, " 49"]
+    exponent: Float[Array, ""] | float
+    loudness: Float[Array, ""] | float
+    transfer_offset: Float[Array, ""] | float
+    gain_offset: Float[Array, ""] | float
+    gain_memory: Float[Array, ""] | float
+    masking: Float[Array, ""] | float
+    asymmetry_power: Float[Array, ""] | float
+    asymmetry_offset: Float[Array, ""] | float
+    frame_power: Float[Array, ""] | float
+    softness: Float[Array, ""] | float
+    symmetric: Float[Array, ""] | float
+    asymmetric: Float[Array, ""] | float
 
 
-def default(band):
-    z = np.zeros(N_BANDS, np.float32)
+def published() -> Calibration:
+    """The descriptions' values, and zeros for what they don't give: where a calibration starts."""
+    zeros = jnp.zeros(N_BANDS)
     return Calibration(
-        level=83.6, gain=z, threshold=z, width=z, exponent=0.23, equal=1000.0, offset_gain=5e3, smooth=0.2,
-        dead=0.25, asym_power=1.2, asym_offset=50.0, p_sym=2.0, soft=0.04, w_sym=0.1, w_asym=0.0309,
-        slope=1.3669 if band == "wb" else 1.4945, shift=3.8224 if band == "wb" else 4.6607, sl=0.187, top=4.0)
+        level=83.6,
+        gain=zeros,
+        threshold=zeros,
+        width=zeros,
+        exponent=0.23,
+        loudness=0.187,
+        transfer_offset=1000.0,
+        gain_offset=5000.0,
+        gain_memory=0.2,
+        masking=0.25,
+        asymmetry_power=1.2,
+        asymmetry_offset=50.0,
+        frame_power=2.0,
+        softness=0.04,
+        symmetric=0.1,
+        asymmetric=0.0309,
+    )
 
 
-def powers(signal, band):
-    """Level-aligned, filtered band powers [T, bands]."""
-    spectrum = stft(signal, STFTConfig(512, 512, 256, center=False))
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)   # [257, T]
-    f = np.arange(257) * BIN_HZ
-    speech = ((f >= 350) & (f <= 3250)).astype(np.float32)
-    level = speech @ jnp.mean(power, 1)
-    matrix, _, _ = band_table()
-    weighted = matrix * input_filter(band)[:, None].astype(np.float32)
-    return (power / (level + 1e-20)).T @ weighted
-
-
-def rooted(x, p):
-    good = x > 1e-20
-    return jnp.where(good, jnp.where(good, x, 1.0) ** (1 / p), 0.0)
-
-
-def raw(ref, est, active, cal):
-    """Symmetric and asymmetric disturbance from level-aligned band powers [T, b]; active [T] float."""
-    _, centre, quiet = band_table()
-    scale = 10 ** ((cal.level + cal.gain) / 10)
-    ref, est = ref * scale, est * scale
-    p0 = quiet * 10 ** (cal.threshold / 10)
-    n_active = jnp.maximum(active.sum(), 1)
-
-    def mean_speech(x):
-        return (jnp.where(x > 1000 * p0, x, 0.0) * active[:, None]).sum(0) / n_active
-    ratio = (mean_speech(est) + cal.equal) / (mean_speech(ref) + cal.equal)
-    ref = ref * jnp.clip(ratio, 0.01, 100.0)
-    def audible(x):
-        return jnp.where(x > p0, x, 0.0)[:, 1:].sum(1)
-    a_ref, a_est = audible(ref), audible(est)
-    gain = jnp.clip((a_ref + cal.offset_gain) / (a_est + cal.offset_gain), 3e-4, 5.0)
-    taps = [(1 - cal.smooth) * cal.smooth**k for k in range(8)]
-    padded = jnp.concatenate([jnp.full(7, gain[0]), gain])
-    T = gain.shape[0]
-    gain = sum(t * padded[7 - k: 7 - k + T] for k, t in enumerate(taps))
-    est = est * gain[:, None]
-    h = jnp.where(centre < 4, jnp.minimum(6 / (centre + 2), 2.0) ** 0.15, 1.0)
-    g = cal.exponent * h
-    def loudness(x):
-        l = cal.sl * (p0 / 0.5) ** g * ((0.5 + 0.5 * x / p0) ** g - 1)
-        return jnp.where(x > p0, l, 0.0)
-    l_ref, l_est = loudness(ref), loudness(est)
-    d = l_est - l_ref
-    d = jnp.sign(d) * jnp.maximum(jnp.abs(d) - cal.dead * jnp.minimum(l_ref, l_est), 0.0)
-    asym = ((est + cal.asym_offset) / (ref + cal.asym_offset)) ** cal.asym_power
-    asym = jnp.where(asym < 3, 0.0, jnp.minimum(asym, 12.0))
-    w = jnp.exp(cal.width) * (bark(8000) / N_BANDS)
-    total = w[1:].sum()
-    ad = jnp.abs(d[:, 1:])
-    sym = rooted((jnp.maximum(ad * w[1:], 1e-12) ** cal.p_sym).sum(1) / total, cal.p_sym) * total
-    dasym = (ad * asym[:, 1:] * w[1:]).sum(1)
-    emph = ((a_ref + 1e5) / 1e7) ** cal.soft
-    return jnp.minimum(sym / emph, 45.0), jnp.minimum(dasym / emph, 45.0)
-
-
-def over_time(d, active):
-    T = d.shape[0]
-    n = max(-(-(T - 20) // 10) + 1, 1)
-    pad = (n - 1) * 10 + 20
-    d = jnp.pad(d * active, (0, pad - T))
-    blocks = (d**6).reshape(-1, 10).sum(1)
-    windows = (blocks[:-1] + blocks[1:]) / 20
-    a = jnp.pad(active, (0, pad - T)).reshape(-1, 10).max(1)
-    valid = (a[:-1]) 
-    six = rooted(windows, 6)
-    return rooted((six**2 * valid).sum() / jnp.maximum(valid.sum(), 1), 2)
-
-
-def mos(ref, est, active, cal):
-    sym, asym = raw(ref, est, active, cal)
-    score = 4.5 - cal.w_sym * over_time(sym, active) - cal.w_asym * over_time(asym, active)
-    return 0.999 + cal.top * jax.nn.sigmoid(cal.slope * score - cal.shift)
+@functools.cache
+def calibrated(band: Band) -> Calibration:
+    """The calibration that ships with the package."""
+    text = (resources.files("jaxsparse.metrics") / "surrogate.json").read_text("utf-8")
+    values = json.loads(text)[band]["calibration"]
+    # Of NumPy, since this may run while something is traced.
+    arrays: dict[str, Any] = {name: np.asarray(v, np.float32) for name, v in values.items()}
+    return Calibration(**arrays)
 
 
 def pesq_surrogate(
-    *, reference: Batch, estimate: Batch, sample_rate: int, band: Band = "wb"
+    *,
+    reference: Batch,
+    estimate: Batch,
+    sample_rate: int,
+    band: Band = "wb",
+    calibration: Calibration | None = None,
 ) -> Float[Array, " B"]:
-    """Estimate of PESQ."""
-    if sample_rate not in ((16_000,) if band == "wb" else (8_000, 16_000)):
-        raise ValueError(f"the surrogate of {band} PESQ is not defined at {sample_rate} Hz")
-    cal = default(band)
+    """What `pesq` would about say of clips that are aligned in time, as MOS-LQO from 1 to 4.64.
 
+    Tables report `reference_pesq`; how far the two are apart is in ``results/device-metrics``.
+    A silent clip has a value too, which means nothing.
+
+    Args:
+        reference: Originals.
+        estimate: What is judged, of any level: both are brought to the same one.
+        sample_rate: 16,000 Hz, or 8,000 Hz in narrow band.
+        band: Wide (P.862.2) or narrow (P.862, mapped by P.862.1).
+        calibration: By default the one that ships.
+
+    Returns:
+        A value per clip; NaN where a sample is not finite.
+
+    Raises:
+        ValueError: If the band is not defined at the sample rate, the clips are empty, or the
+            shapes differ.
+    """
+    if sample_rate not in RATES[band]:
+        raise ValueError(f"the surrogate in {band} is not defined at {sample_rate} Hz")
+    return _surrogate(reference, estimate, calibration or calibrated(band), sample_rate, band)
+
+
+@functools.partial(jax.jit, static_argnames=("sample_rate", "band"))
+def _surrogate(
+    reference: Batch, estimate: Batch, calibration: Calibration, sample_rate: int, band: Band
+) -> Float[Array, " B"]:
     def one(x: Waveform, y: Waveform) -> Array:
-        ref, est = powers(x, band), powers(y, band)
-        return mos(ref, est, jnp.ones(ref.shape[0]), cal)
+        original, speech = analyze(x, sample_rate, band)
+        return score(original, analyze(y, sample_rate, band)[0], speech, calibration, band)
 
     return per_example(one, reference, estimate)
+
+
+def analyze(signal: Waveform, sample_rate: int, band: Band) -> tuple[Powers, Float[Array, " T"]]:
+    """Powers in bands over the clip's level, and 1 in frames from the first speech to the last.
+
+    P.862, 10.1.1 to 10.1.2 and 10.2.3 to 10.2.5. The power over the level does not depend on the
+    calibration.
+    """
+    n_fft = round(sample_rate / BIN_HZ)
+    config = STFTConfig(n_fft, n_fft, n_fft // 2, center=False)
+    spectrum = stft(signal, config)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    hertz = np.arange(config.n_bins) * BIN_HZ
+    in_level = ((hertz >= _LEVEL_HZ[0]) & (hertz <= _LEVEL_HZ[1])).astype(np.float32)
+    level = in_level @ jnp.mean(power, axis=1) + _SILENCE
+    filtered = _bands(config.n_bins) * _input_filter(band, config.n_bins)[:, None]
+    # Of one side of a Hann window's spectrum, to the mean square of the samples.
+    mean_square = level * 2 / (n_fft * 0.375 * n_fft)
+    speech = _speech_frames(signal * jnp.sqrt(_LEVEL / mean_square), config)
+    return (power / level).T @ filtered, speech
+
+
+def score(
+    original: Powers,
+    degraded: Powers,
+    speech: Float[Array, " T"],
+    calibration: Calibration,
+    band: Band,
+) -> Float[Array, ""]:
+    """MOS-LQO from what `analyze` gives of both clips (P.862, 10.2.6 to 10.2.16)."""
+    symmetric, asymmetric = disturbances(original, degraded, speech, calibration)
+    raw = 4.5 - calibration.symmetric * _over_time(symmetric, speech)
+    raw = raw - calibration.asymmetric * _over_time(asymmetric, speech)
+    slope, shift = _MAPPING[band]
+    return _LOWEST + _RANGE * jax.nn.sigmoid(slope * raw - shift)
+
+
+def disturbances(
+    original: Powers, degraded: Powers, speech: Float[Array, " T"], c: Calibration
+) -> tuple[Float[Array, " T"], Float[Array, " T"]]:
+    """Symmetric and asymmetric disturbance of each frame (P.862, 10.2.6 to 10.2.11)."""
+    scale = 10 ** ((c.level + c.gain) / 10)
+    quiet = jnp.asarray(_quiet()) * 10 ** (c.threshold / 10)
+    original, degraded = original * scale[None, :], degraded * scale[None, :]
+    original = original * _transfer(original, degraded, speech, quiet, c)[None, :]
+    audible = jnp.sum(jnp.maximum(original - quiet[None, :], 0.0), axis=1)
+    degraded = degraded * _gain(audible, degraded, quiet, c)[:, None]
+
+    loudness = [_loudness(power, quiet, c) for power in (original, degraded)]
+    difference = loudness[1] - loudness[0]
+    hidden = c.masking * jnp.minimum(*loudness)
+    heard = jnp.maximum(jnp.abs(difference) - hidden, 0.0)
+    ratio = (degraded + c.asymmetry_offset) / (original + c.asymmetry_offset)
+    asymmetry = ratio**c.asymmetry_power
+    least, most = _ASYMMETRY_LIMITS
+    # P.862 steps from 0 to the least; a ramp half to each side of it has a gradient.
+    asymmetry = jnp.minimum(asymmetry, most) * jnp.clip(asymmetry - (least - 0.5), 0.0, 1.0)
+
+    weight = jnp.exp(c.width) * (_TOP_BARK / N_BANDS)
+    total = jnp.sum(weight)
+    symmetric = _norm((heard * weight[None, :]) ** c.frame_power, total, c.frame_power) * total
+    asymmetric = (heard * asymmetry) @ weight
+    softness = ((audible + 1e5) / 1e7) ** c.softness
+    return (
+        jnp.minimum(symmetric / softness, _DISTURBANCE_LIMIT),
+        jnp.minimum(asymmetric / softness, _DISTURBANCE_LIMIT),
+    )
+
+
+def _transfer(
+    original: Powers, degraded: Powers, speech: Array, quiet: Array, c: Calibration
+) -> Float[Array, " 49"]:
+    """How much louder each band is on average over the speech, in part (P.862, 10.2.6)."""
+    frames = jnp.maximum(jnp.sum(speech), 1.0)
+
+    def average(power: Array) -> Array:
+        above = jnp.maximum(power - _AUDIBLE_SPEECH * quiet[None, :], 0.0)
+        return speech @ above / frames + c.transfer_offset
+
+    return jnp.clip(average(degraded) / average(original), *_TRANSFER_LIMITS)
+
+
+def _gain(audible: Array, degraded: Powers, quiet: Array, c: Calibration) -> Float[Array, " T"]:
+    """Smoothed ratio of the frames' audible powers (P.862, 10.2.7)."""
+    other = jnp.sum(jnp.maximum(degraded - quiet[None, :], 0.0), axis=1)
+    ratio = jnp.clip((audible + c.gain_offset) / (other + c.gain_offset), *_GAIN_LIMITS)
+    # A low-pass of the first order, whose memory is short enough for a few taps.
+    past = jnp.pad(ratio, (_SMOOTHING_TAPS - 1, 0), mode="edge")
+    taps = (1 - c.gain_memory) * c.gain_memory ** jnp.arange(_SMOOTHING_TAPS)
+    return frame_signal(past, _SMOOTHING_TAPS, 1, ratio.shape[0]) @ taps[::-1]
+
+
+def _loudness(power: Powers, quiet: Array, c: Calibration) -> Powers:
+    """Zwicker's law, in Sone per Bark (P.862, 10.2.8)."""
+    # Below 4 Bark the exponent is a little larger, for recruitment.
+    centre = (np.arange(N_BANDS, dtype=np.float32) + 0.5) * _TOP_BARK / N_BANDS
+    larger = np.where(centre < 4, np.minimum(6 / (centre + 2), 2.0) ** 0.15, 1.0)
+    exponent = c.exponent * larger.astype(np.float32)
+    # Silence is at the threshold, where the law gives zero.
+    above = jnp.maximum(power / quiet[None, :], 1.0)
+    grown = (0.5 + 0.5 * above) ** exponent[None, :] - 1
+    return c.loudness * ((quiet / 0.5) ** exponent)[None, :] * grown
+
+
+def _over_time(disturbance: Float[Array, " T"], speech: Float[Array, " T"]) -> Float[Array, ""]:
+    """Norms over windows of 20 frames, and over these (P.862, 10.2.14 and 10.2.15)."""
+    half = _WINDOW // 2
+    missing = max(-disturbance.shape[0] % half, _WINDOW - disturbance.shape[0])
+    halves = jnp.pad((disturbance * speech) ** _WINDOW_POWER, (0, missing)).reshape(-1, half)
+    spoken = jnp.pad(speech, (0, missing)).reshape(-1, half).max(axis=1)[:-1]
+    summed = halves.sum(axis=1)
+    windows = _norm((summed[:-1] + summed[1:])[:, None], _WINDOW, _WINDOW_POWER)
+    frames = jnp.maximum(jnp.sum(spoken), 1.0)
+    return _norm((windows**_CLIP_POWER * spoken)[None, :], frames, _CLIP_POWER)[0]
+
+
+def _norm(powers: Float[Array, "R C"], n: Number, power: Number) -> Float[Array, " R"]:
+    """The root of each row's mean over `n`, with a gradient of zero at zero."""
+    mean = jnp.sum(powers, axis=1) / n
+    some = mean > _TINY
+    return jnp.where(some, jnp.where(some, mean, 1.0) ** (1 / power), 0.0)
+
+
+def _speech_frames(signal: Waveform, config: STFTConfig) -> Float[Array, " T"]:
+    """1 from the first frame that holds speech to the last one, else 0 (P.862, 10.2.3)."""
+    loud = jnp.convolve(jnp.abs(lax.stop_gradient(signal)), jnp.ones(5), "same") > _SPEECH_SUM
+    n_frames = config.n_frames(signal.shape[0])
+    loud = loud.astype(jnp.float32)
+    spoken = frame_signal(loud, config.n_fft, config.hop_length, n_frames).any(axis=1)
+    begun = jnp.cumsum(spoken) > 0
+    left = jnp.cumsum(spoken[::-1])[::-1] > 0
+    return (begun & left).astype(jnp.float32)
+
+
+@functools.cache
+def _bands(n_bins: int) -> np.ndarray:
+    """The share of each bin in each band [F, 49]; bands are equally wide in Bark."""
+    edges = _BARK_HZ * np.sinh(np.linspace(0, _TOP_BARK, N_BANDS + 1) / 7)
+    low = (np.arange(n_bins) - 0.5)[:, None] * BIN_HZ
+    shared = np.minimum(low + BIN_HZ, edges[None, 1:]) - np.maximum(low, edges[None, :-1])
+    return (np.maximum(shared, 0) / BIN_HZ).astype(np.float32)
+
+
+@functools.cache
+def _input_filter(band: Band, n_bins: int) -> np.ndarray:
+    """What the listener's handset or headphone does to powers, [F]."""
+    hertz = np.arange(n_bins) * BIN_HZ
+    if band == "nb":
+        gain = 10 ** (np.interp(hertz, _IRS_HZ, _IRS_DB) / 10)
+    else:
+        gain = hertz**4 / (hertz**4 + _CORNER_HZ**4)
+    return gain.astype(np.float32)
+
+
+@functools.cache
+def _quiet() -> np.ndarray:
+    """Threshold in quiet of each band [49], as power over 0 dB (Terhardt 1979)."""
+    centre = (np.arange(N_BANDS) + 0.5) * _TOP_BARK / N_BANDS
+    khz = _BARK_HZ / 1000 * np.sinh(centre / 7)
+    decibels = 3.64 * khz**-0.8 - 6.5 * np.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4
+    return (10 ** (decibels / 10)).astype(np.float32)

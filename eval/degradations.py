@@ -1,0 +1,123 @@
+"""Speech made worse in the ways that metrics are compared on, drawn from (seed, clip's name)."""
+
+import functools
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.ndimage
+import scipy.signal
+
+from jaxsparse import pretrained
+from jaxsparse.interpolate import interpolate
+from jaxsparse.masks import count_observed, mixed_mask, project_to_count, random_mask
+from jaxsparse.reconstruct import reconstruct_spectrogram, to_waveform
+from jaxsparse.spectrogram import log_power
+from jaxsparse.stft import stft
+from jaxsparse.types import SAMPLE_RATE
+
+MaskKind: TypeAlias = Literal["random mask", "clustered mask", "mixed mask"]
+Kind: TypeAlias = Literal[MaskKind, "noise", "clipping", "low-pass", "one sparsity"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
+SPARSITIES = (0.8, 0.85, 0.9, 0.95)
+# Bins and frames over which the scores of clustered masks are smoothed.
+_CLUSTER = (3.0, 1.5)
+# Draws of each degradation that is none of a mask.
+_DRAWS = 2
+
+
+class Degraded(NamedTuple):
+    """A clip made worse: how, how much, and its samples [N]."""
+
+    kind: Kind
+    level: float
+    signal: np.ndarray
+
+
+def degrade(name: str, signal: np.ndarray, seed: int = 0) -> Iterator[Degraded]:
+    """Yields a clip's degradations, alike for the same name and seed.
+
+    Random masks at 80 to 95 % go through the networks for them, mixed ones at 80 and 95 % through
+    theirs, with bins put back. No network is made for the holes of clustered masks, which the
+    nearest bins fill. The phases are the original ones.
+
+    Args:
+        name: Of the clip.
+        signal: At 16 kHz, [N].
+        seed: Of all that is drawn.
+    """
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+    yield from _masked(rng, signal)
+    for _ in range(_DRAWS):
+        ratio = rng.uniform(0, 40)
+        noise = rng.normal(size=signal.size) * np.sqrt(np.mean(signal**2) / 10 ** (ratio / 10))
+        yield Degraded("noise", ratio, (signal + noise).astype(np.float32))
+        share = 10 ** rng.uniform(-3, -0.5)
+        limit = np.quantile(np.abs(signal), 1 - share)
+        yield Degraded("clipping", share, np.clip(signal, -limit, limit))
+        cutoff = rng.uniform(800, 7000)
+        sections = scipy.signal.butter(8, cutoff, fs=SAMPLE_RATE, output="sos")
+        filtered = scipy.signal.sosfiltfilt(sections, signal)
+        yield Degraded("low-pass", cutoff, filtered.astype(np.float32))
+
+
+def same_sparsity(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Iterator[Degraded]:
+    """Yields a clip through `n` random masks at 95 %, as in the first generation of a search."""
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode()), n))
+    sound, dense = _synthesis(signal)
+    for _ in range(n):
+        mask = random_mask(_key(rng), dense.shape, count_observed(dense.shape, SPARSITIES[-1]))
+        yield Degraded("one sparsity", SPARSITIES[-1], sound("random-95", mask, False))
+
+
+def _masked(rng: np.random.Generator, signal: np.ndarray) -> Iterator[Degraded]:
+    sound, dense = _synthesis(signal)
+    phase = jnp.angle(stft(jnp.asarray(signal)))
+    for sparsity in SPARSITIES:
+        count, network = count_observed(dense.shape, sparsity), f"random-{100 * sparsity:g}"
+        mask = random_mask(_key(rng), dense.shape, count)
+        yield Degraded("random mask", sparsity, sound(network, mask, False))
+        scores = scipy.ndimage.gaussian_filter(rng.normal(size=dense.shape), _CLUSTER)
+        mask = np.asarray(project_to_count(jnp.asarray(scores, jnp.float32), count))
+        filled = jnp.asarray(interpolate(np.asarray(dense), mask, "nearest"), jnp.float32)
+        filled = to_waveform(filled, phase, length=signal.size)
+        yield Degraded("clustered mask", sparsity, np.asarray(filled))
+    for sparsity in (SPARSITIES[0], SPARSITIES[-1]):
+        mask = mixed_mask(_key(rng), dense, count_observed(dense.shape, sparsity))
+        yield Degraded("mixed mask", sparsity, sound("mixed", mask, True))
+
+
+def _synthesis(signal: np.ndarray) -> tuple[Callable[..., np.ndarray], jax.Array]:
+    """What turns a network's name, a mask and whether to put bins back into sound; and the dB."""
+    spectrum = stft(jnp.asarray(signal))
+    dense = log_power(spectrum)
+
+    def sound(network: str, mask: jax.Array, keep: bool) -> np.ndarray:
+        apply, params, _ = _network(network)
+        complete = _completion(keep, signal.size)
+        return np.asarray(complete(apply, params, spectrum, dense, mask))
+
+    return sound, dense
+
+
+def _key(rng: np.random.Generator) -> jax.Array:
+    return jax.random.key(int(rng.integers(2**32)))
+
+
+@functools.lru_cache
+def _network(name: str) -> pretrained.Pretrained:
+    return pretrained.load_pretrained(name)
+
+
+@functools.lru_cache
+def _completion(keep_observed: bool, length: int) -> Callable[..., jax.Array]:
+    @functools.partial(jax.jit, static_argnums=0)
+    def complete(apply, params, spectrum, dense, mask):
+        estimate = reconstruct_spectrogram(apply, params, dense, mask, keep_observed=keep_observed)
+        return to_waveform(estimate, jnp.angle(spectrum), length=length)
+
+    return complete

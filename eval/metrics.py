@@ -1,0 +1,340 @@
+"""How far the metrics on the device are from `pesq` and `pystoi`.
+
+``python -m eval.metrics --data $JAXSPARSE_DATA/valid $JAXSPARSE_DATA/test --out RUN`` makes the
+first 77,276 samples of each clip worse in 16 ways (random, clustered and mixed masks, noise,
+clipping, low-pass), scores each by `pesq` and `pystoi` and by `jaxsparse.metrics`, and reports the
+differences, kind by kind. STOI and extended STOI should be the same; the surrogate is no PESQ, and
+is compared with it. Rank correlations are over all pairs, over the masks of each clip, and over
+random masks of the same sparsity of some clips, as they are in a search's first generation.
+
+`pesq` finds delays where there are none: so it is also asked about the same pairs with a quarter
+of a second of silence before both sounds. How far that moves it is what no surrogate for aligned
+sounds can foresee.
+
+RUN gets rows.csv, summary.json, table.md and accuracy.png. A run that was stopped goes on where it
+was when the same command is given again. A clip takes some six seconds on two cores.
+"""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.stats
+import tyro
+from tqdm import tqdm
+
+from eval import report
+from eval.degradations import KINDS, MASK_KINDS, Degraded, degrade, same_sparsity
+from eval.reconstruction import SettingsError
+from eval.rows import Row, RowFile
+from jaxsparse.audio import atomic_write
+from jaxsparse.data.clips import Clip, find_clips
+from jaxsparse.data.folder import CLIP_SAMPLES
+from jaxsparse.errors import AudioError, JaxsparseError, describe
+from jaxsparse.metrics import Metric, Score, ScorePool, estoi, pesq_surrogate, stoi
+from jaxsparse.types import SAMPLE_RATE
+
+# Metrics of the host, and what stands beside each on the device.
+DEVICE: dict[Metric, Callable[..., jax.Array]] = {
+    "pesq_wb": lambda **pair: pesq_surrogate(band="wb", **pair),
+    "pesq_nb": lambda **pair: pesq_surrogate(band="nb", **pair),
+    "stoi": stoi,
+    "estoi": estoi,
+}
+TITLES = {
+    "pesq_wb": "Surrogate of PESQ, wide band",
+    "pesq_nb": "Surrogate of PESQ, narrow band",
+    "stoi": "STOI",
+    "estoi": "Extended STOI",
+}
+# Of PESQ, with silence before both sounds.
+MOVED: tuple[Metric, ...] = ("pesq_wb", "pesq_nb")
+_SILENCE = SAMPLE_RATE // 4
+# The device takes so many pairs at once.
+_BATCH = 16
+COLUMNS: dict[str, Callable[[str], Any]] = {
+    "clip": str,
+    "pair": int,
+    "kind": str,
+    "level": float,
+    **{name: float for metric in DEVICE for name in (metric, f"device_{metric}")},
+    **{f"moved_{metric}": float for metric in MOVED},
+    "reasons": json.loads,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a comparison of metrics."""
+
+    data: tuple[Path, ...]
+    """Folders of clips, searched in depth."""
+    out: Path
+    """Folder for all results; a run in it is resumed."""
+    limit: int | None = None
+    """Only the first clips of each folder."""
+    generation: int = 30
+    """Random masks of the same sparsity."""
+    generation_clips: int = 8
+    """Clips that get them."""
+    seed: int = 0
+    """Of what is drawn, with the clip's name."""
+    workers: int | None = None
+    """Processes that run `pesq` and `pystoi`; one for each CPU by default."""
+    json: bool = False
+    """Print the JSON summary instead of the tables."""
+
+
+class Pending(NamedTuple):
+    """A row whose scores are being computed."""
+
+    row: Row
+    scores: dict[str, Future[Score]]
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Scores all pairs, writes tables and plot, and returns the summary.
+
+    Raises:
+        AudioError: If a clip can't be read; it is named.
+        FileExistsError: If `settings.out` holds a run with other settings.
+        OSError: If the clips can't be found or the results can't be written.
+        RowsError: If what is in `settings.out` is damaged.
+        SettingsError: If a setting is out of range.
+    """
+    for name, least in {"generation": 2, "generation_clips": 0, "limit": 1, "workers": 1}.items():
+        if (value := getattr(settings, name)) is not None and value < least:
+            raise SettingsError(f"{name} must be at least {least}")
+    clips = [clip for data in settings.data for clip in find_clips(data, None)[: settings.limit]]
+    identity = {"seed": settings.seed, "generation": settings.generation}
+    out = RowFile(settings.out, COLUMNS, identity)
+    with ScorePool(settings.workers) as pool, out:
+        done = {row["clip"] for row in out.rows}
+        for i, clip in enumerate(tqdm(clips, "clips", unit="clip", disable=None)):
+            if clip.name in done:
+                continue
+            # All of a clip or nothing of it: a stopped run begins with whole clips.
+            for row in list(compare(settings, clip, i < settings.generation_clips, pool)):
+                out.add(row)
+    summary = summarize(out.rows)
+    atomic_write(settings.out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    atomic_write(settings.out / "table.md", table(summary).encode())
+    atomic_write(settings.out / "accuracy.png", plot(out.rows))
+    return summary
+
+
+def compare(
+    settings: Settings, clip: Clip, with_generation: bool, pool: ScorePool
+) -> Iterator[Row]:
+    """Rows of a clip's pairs.
+
+    Raises:
+        AudioError: If the clip can't be read; it is named.
+    """
+    try:
+        signal = clip.read(CLIP_SAMPLES)
+    except AudioError as error:
+        raise AudioError(f"{clip.name}: {error}") from error
+    pairs = list(degrade(clip.name, signal, settings.seed))
+    if with_generation:
+        pairs += same_sparsity(clip.name, signal, settings.generation, settings.seed)
+    pending = [
+        Pending(
+            {"clip": clip.name, "pair": i, "kind": pair.kind, "level": pair.level},
+            _submit(signal, pair, pool),
+        )
+        for i, pair in enumerate(pairs)
+    ]
+    values = _on_device(signal, [pair.signal for pair in pairs])
+    for i, (row, scores) in enumerate(pending):
+        results = {name: future.result() for name, future in scores.items()}
+        row |= {f"device_{metric}": float(values[metric][i]) for metric in DEVICE}
+        row |= {name: result.value for name, result in results.items()}
+        row["reasons"] = {name: result.reason for name, result in results.items() if result.reason}
+        yield row
+
+
+def _submit(signal: np.ndarray, pair: Degraded, pool: ScorePool) -> dict[str, Future[Score]]:
+    def submit(metric: Metric, silence: int) -> Future[Score]:
+        x, y = (np.pad(sound, (silence, 0)) for sound in (signal, pair.signal))
+        return pool.submit(metric, reference=x, estimate=y, sample_rate=SAMPLE_RATE)
+
+    scores = {str(metric): submit(metric, 0) for metric in DEVICE}
+    return scores | {f"moved_{metric}": submit(metric, _SILENCE) for metric in MOVED}
+
+
+def _on_device(signal: np.ndarray, estimates: list[np.ndarray]) -> dict[Metric, np.ndarray]:
+    # Filled up, so that nothing is compiled anew.
+    padded = np.stack(estimates + estimates[:1] * (-len(estimates) % _BATCH))
+    batches = padded.reshape(-1, _BATCH, signal.size)
+    reference = np.broadcast_to(signal, batches.shape[1:])
+    return {
+        metric: np.concatenate(
+            [device(reference=reference, estimate=y, sample_rate=SAMPLE_RATE) for y in batches]
+        )
+        for metric, device in DEVICE.items()
+    }
+
+
+def summarize(rows: Sequence[Row]) -> dict[str, Any]:
+    """Differences between device and host for each metric: all pairs, and kind by kind."""
+    summary: dict[str, Any] = {"pairs": len(rows), "clips": len({row["clip"] for row in rows})}
+    for metric in DEVICE:
+        lines = {"all": differences(rows, f"device_{metric}", metric)} | {
+            kind: differences([r for r in rows if r["kind"] == kind], f"device_{metric}", metric)
+            for kind in KINDS
+        }
+        found: dict[str, Any] = {"kinds": {k: line for k, line in lines.items() if line["pairs"]}}
+        masks = [row for row in rows if row["kind"] in MASK_KINDS]
+        found["masks_of_a_clip"] = ranks_in_clips(masks, f"device_{metric}", metric)
+        same = [row for row in rows if row["kind"] == "one sparsity"]
+        found["masks_of_one_sparsity"] = ranks_in_clips(same, f"device_{metric}", metric)
+        if metric in MOVED:
+            found["moved"] = differences(rows, f"moved_{metric}", metric)
+            found["moved_masks_of_one_sparsity"] = ranks_in_clips(same, f"moved_{metric}", metric)
+        summary[metric] = found
+    return summary
+
+
+def differences(rows: Sequence[Row], name: str, metric: str) -> dict[str, Any]:
+    """Of one column from another, over the rows that have both."""
+    x, y = _both(rows, name, metric)
+    if not len(x):
+        return {"pairs": 0, "unscored": len(rows)}
+    error = np.abs(x - y)
+    return {
+        "pairs": len(x),
+        "unscored": len(rows) - len(x),
+        "median": float(np.median(error)),
+        "95 %": float(np.quantile(error, 0.95)),
+        "largest": float(np.max(error)),
+        "mean difference": float(np.mean(x - y)),
+        "rank correlation": _rank_correlation(x, y),
+    }
+
+
+def ranks_in_clips(rows: Sequence[Row], name: str, metric: str) -> dict[str, Any]:
+    """Rank correlations of two columns within each clip: their mean and the lowest."""
+    clips: dict[str, list[Row]] = {}
+    for row in rows:
+        clips.setdefault(row["clip"], []).append(row)
+    ranks = [_rank_correlation(*_both(clip, name, metric)) for clip in clips.values()]
+    known = [rank for rank in ranks if rank is not None]
+    if not known:
+        return {"clips": 0}
+    return {"clips": len(known), "mean": float(np.mean(known)), "lowest": min(known)}
+
+
+def _both(rows: Sequence[Row], *names: str) -> tuple[np.ndarray, np.ndarray]:
+    values = np.array([[row[name] for name in names] for row in rows]).reshape(-1, 2)
+    x, y = values[np.isfinite(values).all(axis=1)].T
+    return x, y
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(scipy.stats.spearmanr(x, y)[0])
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as Markdown."""
+    text = f"{summary['pairs']} pairs of {summary['clips']} clips.\n"
+    for metric, title in TITLES.items():
+        found, digits = summary[metric], 3 if metric in MOVED else 6
+        names = ("median", "95 %", "largest", "mean difference")
+        lines = [
+            [
+                *(kind, str(line["pairs"])),
+                *(f"{line[name]:.{digits}f}" for name in names),
+                _number(line["rank correlation"]),
+            ]
+            for kind, line in found["kinds"].items()
+        ]
+        text += f"\n## {title}\n\nAbsolute differences from `{metric.partition('_')[0]}`'s"
+        text += " value.\n\n" if metric in MOVED else " value (`pystoi`).\n\n"
+        header = ["made worse by", "pairs", "median", "95 %", "largest", "mean difference"]
+        text += report.grid([*header, "rank correlation"], lines)
+        for key, words in (
+            ("masks_of_a_clip", "the masks of each clip, all kinds and sparsities"),
+            ("masks_of_one_sparsity", "random masks at 95 % of one clip"),
+        ):
+            if (ranks := found[key])["clips"]:
+                text += f"\nRank correlation among {words}, {ranks['clips']} clips: mean "
+                text += f"{ranks['mean']:.3f}, lowest {ranks['lowest']:.3f}.\n"
+        if metric in MOVED:
+            text += _moved(found)
+    return text
+
+
+def _moved(found: dict[str, Any]) -> str:
+    moved, ranks = found["moved"], found["moved_masks_of_one_sparsity"]
+    text = "\nA quarter of a second of silence before both sounds moves `pesq` itself by "
+    text += f"{moved['median']:.3f} (median), {moved['95 %']:.3f} (95 %) and at most "
+    text += f"{moved['largest']:.3f}"
+    if ranks["clips"]:
+        text += "; its rank correlation with itself among random masks at 95 % of one clip is "
+        text += f"then {ranks['mean']:.3f} (lowest {ranks['lowest']:.3f})"
+    return text + ".\n"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def plot(rows: Sequence[Row]) -> bytes:
+    """Device against host, a panel for each metric, as PNG."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure((9, 8), layout="constrained")
+    panels = figure.subplots(2, 2).ravel()
+    for axes, (metric, title) in zip(panels, TITLES.items(), strict=True):
+        for kind in KINDS:
+            x, y = _both([r for r in rows if r["kind"] == kind], metric, f"device_{metric}")
+            axes.plot(x, y, ".", markersize=3, label=kind)
+        low, high = min(axes.get_xlim()[0], axes.get_ylim()[0]), max(*axes.get_xlim())
+        axes.plot((low, high), (low, high), "k-", linewidth=0.5)
+        package = "pesq" if metric in MOVED else "pystoi"
+        axes.set(title=title, xlabel=f"{package}", ylabel="on the device")
+        axes.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(KINDS), fontsize="small")
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs from the command line.
+
+    Returns:
+        0, 1 if the reader of the output has left, 2 where something was refused, 130 after
+        Ctrl-C.
+    """
+    settings = tyro.cli(Settings, prog="python -m eval.metrics", description=__doc__, args=argv)
+    try:
+        summary = run(settings)
+        print(json.dumps(summary, indent=1) if settings.json else table(summary), flush=True)
+    except BrokenPipeError:
+        # The reader of our output has left; the interpreter's own flush mustn't complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (JaxsparseError, OSError) as error:
+        print(f"eval.metrics: {describe(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("eval.metrics: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
