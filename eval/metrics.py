@@ -242,7 +242,7 @@ def _both(rows: Sequence[Row], *names: str) -> tuple[np.ndarray, np.ndarray]:
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    return float(scipy.stats.spearmanr(x, y)[0])
+    return float(np.asarray(scipy.stats.spearmanr(x, y))[0])
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from jaxsparse.metrics.distances import (
     multi_resolution_stft,
     si_sdr,
 )
+from jaxsparse.metrics.intelligibility import estoi, stoi
 from jaxsparse.metrics.reference import (
     Score,
     ScorePool,
@@ -28,6 +29,7 @@ __all__ = [
     "Score",
     "ScorePool",
     "Scores",
+    "estoi",
     "log_spectral_distance",
     "mel_distance",
     "mfcc_distance",
@@ -38,4 +40,5 @@ __all__ = [
     "reference_pesq",
     "reference_stoi",
     "si_sdr",
+    "stoi",
 ]
