@@ -24,6 +24,7 @@ from jaxsparse.metrics.distances import (
 )
 from jaxsparse.metrics.intelligibility import estoi, stoi
 from jaxsparse.metrics.reference import ScorePool, reference_pesq, reference_stoi
+from jaxsparse.metrics.surrogate import pesq_surrogate
 
 RATE = 16_000
 
@@ -59,6 +60,8 @@ TABLE = [
     Metric("si_sdr", si_sdr, True, 100.0, gain=True, level=True),
     Metric("stoi", stoi, True, 1.0, gain=True, level=True),
     Metric("estoi", estoi, True, 1.0, gain=True, level=True),
+    Metric("surrogate_wb", pesq_surrogate, True, 4.644, gain=True, level=True),
+    Metric("surrogate_nb", pesq_surrogate, True, 4.549, True, True, NB),
     Metric("reference_pesq_wb", reference_pesq, True, 4.644, True, True, on_host=True),
     Metric("reference_pesq_nb", reference_pesq, True, 4.549, True, True, NB, on_host=True),
     Metric("reference_stoi", reference_stoi, True, 1.0, True, True, on_host=True),
