@@ -39,8 +39,9 @@ _NO_PEAK = 1e-30
 def stoi(*, reference: Batch, estimate: Batch, sample_rate: int) -> Float[Array, " B"]:
     """Short-time objective intelligibility (Taal et al. 2011), at most 1, the higher the better.
 
-    Clips with fewer than 30 frames (0.397 s) that aren't silent get 1e-5 and no gradient, as do
-    silent ones 0. The gradient with respect to `reference` takes the choice of frames as given.
+    Frames 40 dB below the reference's loudest are left out; clips with fewer than 30 others
+    (0.397 s) get 1e-5, silent clips 0, both without a gradient. The gradient with respect to
+    `reference` takes the choice of frames as given.
 
     Args:
         reference: The clean speech, B clips of N samples.
