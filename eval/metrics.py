@@ -85,6 +85,8 @@ class Settings:
     """Random masks of the same sparsity."""
     generation_clips: int = 8
     """Clips that get them."""
+    n_samples: int = CLIP_SAMPLES
+    """Length of a clip in samples at 16 kHz; longer ones are cut, shorter ones padded."""
     seed: int = 0
     """Of what is drawn, with the clip's name."""
     workers: int | None = None
@@ -110,11 +112,13 @@ def run(settings: Settings) -> dict[str, Any]:
         RowsError: If what is in `settings.out` is damaged.
         SettingsError: If a setting is out of range.
     """
-    for name, least in {"generation": 2, "generation_clips": 0, "limit": 1, "workers": 1}.items():
+    bounds = {"generation": 2, "generation_clips": 0, "limit": 1, "n_samples": 1, "workers": 1}
+    for name, least in bounds.items():
         if (value := getattr(settings, name)) is not None and value < least:
             raise SettingsError(f"{name} must be at least {least}")
     clips = [clip for data in settings.data for clip in find_clips(data, None)[: settings.limit]]
-    identity = {"seed": settings.seed, "generation": settings.generation}
+    names = ("seed", "generation", "n_samples")
+    identity = {name: getattr(settings, name) for name in names}
     out = RowFile(settings.out, COLUMNS, identity)
     with ScorePool(settings.workers) as pool, out:
         done = {row["clip"] for row in out.rows}
@@ -140,7 +144,7 @@ def compare(
         AudioError: If the clip can't be read; it is named.
     """
     try:
-        signal = clip.read(CLIP_SAMPLES)
+        signal = clip.read(settings.n_samples)
     except AudioError as error:
         raise AudioError(f"{clip.name}: {error}") from error
     pairs = list(degrade(clip.name, signal, settings.seed))

@@ -55,6 +55,8 @@ class Settings:
     """Folder for pairs and result; a run in it goes on."""
     clips: int = 100
     """How many of the clips to use."""
+    n_samples: int = CLIP_SAMPLES
+    """Length of a clip in samples at 16 kHz; longer ones are cut, shorter ones padded."""
     epochs: int = 40
     """Passes over all pairs."""
     batch: int = 64
@@ -82,7 +84,7 @@ def run(settings: Settings) -> dict[str, Any]:
         OSError: If the clips can't be found or the results can't be written.
         SettingsError: If a setting is out of range.
     """
-    for name, least in {"clips": 10, "epochs": 1, "batch": 1}.items():
+    for name, least in {"clips": 2, "n_samples": 1, "epochs": 1, "batch": 1}.items():
         if getattr(settings, name) < least:
             raise SettingsError(f"{name} must be at least {least}")
     clips = find_clips(settings.data, None)[: settings.clips]
@@ -90,7 +92,7 @@ def run(settings: Settings) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     with ScorePool(settings.workers) as pool:
         files = [
-            make_pairs(clip, folder / f"{i:04}.npz", pool)
+            make_pairs(clip, settings.n_samples, folder / f"{i:04}.npz", pool)
             for i, clip in enumerate(tqdm(clips, "pairs", unit="clip", disable=None))
         ]
     held_out = max(len(files) // 10, 1)
@@ -112,7 +114,7 @@ def run(settings: Settings) -> dict[str, Any]:
     return result
 
 
-def make_pairs(clip: Clip, path: Path, pool: ScorePool) -> Path:
+def make_pairs(clip: Clip, n_samples: int, path: Path, pool: ScorePool) -> Path:
     """Writes a clip's pairs for both bands, unless they are there.
 
     Raises:
@@ -121,7 +123,7 @@ def make_pairs(clip: Clip, path: Path, pool: ScorePool) -> Path:
     if path.exists():
         return path
     try:
-        signal = clip.read(CLIP_SAMPLES)
+        signal = clip.read(n_samples)
     except AudioError as error:
         raise AudioError(f"{clip.name}: {error}") from error
     estimates = [degraded.signal for degraded in degrade(clip.name, signal)]

@@ -1,0 +1,201 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+from pesq import pesq
+from pystoi import stoi
+from test_reference_metrics import speech_like
+
+from eval import degradations, metrics
+from eval.degradations import KINDS, degrade, same_sparsity
+from eval.rows import RowFile
+from jaxsparse import pretrained
+from jaxsparse.metrics import pesq_surrogate
+from jaxsparse.metrics.surrogate import published
+from jaxsparse.types import SAMPLE_RATE
+from train import surrogate
+
+N_SAMPLES = 12_000
+# Random and clustered masks at four sparsities, mixed ones at two, twice three others.
+N_PAIRS = 4 + 4 + 2 + 6
+
+
+def apply(params, spectrogram, mask, valid=None):
+    """A 'network' that knows the level of what it doesn't see."""
+    return jnp.where(mask, spectrogram, params["level"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    loaded = pretrained.Pretrained(apply, {"level": jnp.float32(-20.0)}, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "load_pretrained", lambda name: loaded)
+        degradations._network.cache_clear()
+        yield
+    degradations._network.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for i in range(3):
+        soundfile.write(folder / f"{i}.flac", speech_like(N_SAMPLES / 16_000, i), SAMPLE_RATE)
+    return folder
+
+
+def flags(data, out, *more):
+    return [
+        *("--data", str(data), "--out", str(out), "--limit", "2", "--workers", "2"),
+        *("--n-samples", str(N_SAMPLES), "--generation", "3", "--generation-clips", "1", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run that no test may change."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert metrics.main(flags(data, out)) == 0
+    return out
+
+
+def read_rows(out):
+    settings = json.loads((out / "settings.json").read_text())
+    with RowFile(out, metrics.COLUMNS, settings) as file:
+        return file.rows
+
+
+def test_degradations_are_drawn_from_name_and_seed():
+    signal = speech_like(N_SAMPLES / 16_000)
+    first = list(degrade("a", signal))
+    assert {pair.kind for pair in first} == set(KINDS) - {"one sparsity"}
+    assert len(first) == N_PAIRS
+    again = next(degrade("a", signal))
+    assert again.level == first[0].level
+    np.testing.assert_array_equal(again.signal, first[0].signal)
+    for other in (next(degrade("b", signal)), next(degrade("a", signal, seed=1))):
+        assert np.any(other.signal != first[0].signal)
+    masks = list(same_sparsity("a", signal, 3))
+    assert {pair.level for pair in masks} == {0.95}
+    assert np.any(masks[0].signal != masks[1].signal)
+
+
+def test_each_pair_has_what_host_and_device_say(finished, data):
+    rows = read_rows(finished)
+    assert len(rows) == 2 * N_PAIRS + 3
+    signal = soundfile.read(data / "0.flac", dtype="float32")[0]
+    pairs = list(degrade("0.flac", signal))
+    for i in (0, 3, len(pairs) - 1):
+        row, pair = rows[i], pairs[i]
+        assert (row["clip"], row["pair"], row["kind"]) == ("0.flac", i, pair.kind)
+        assert row["pesq_wb"] == pytest.approx(pesq(SAMPLE_RATE, signal, pair.signal, "wb"))
+        assert row["stoi"] == pytest.approx(stoi(signal, pair.signal, SAMPLE_RATE), rel=1e-4)
+        assert row["device_stoi"] == pytest.approx(row["stoi"], abs=1e-4)
+        said = pesq_surrogate(
+            reference=signal[None],
+            estimate=pair.signal[None],
+            sample_rate=SAMPLE_RATE,
+            band="nb",
+        )
+        assert row["device_pesq_nb"] == pytest.approx(float(said[0]), abs=1e-3)
+        silence = np.zeros(SAMPLE_RATE // 4, np.float32)
+        moved = (np.concatenate([silence, sound]) for sound in (signal, pair.signal))
+        assert row["moved_pesq_wb"] == pytest.approx(pesq(SAMPLE_RATE, *moved, "wb"))
+
+
+def test_the_summary_is_of_the_rows(finished):
+    rows, summary = read_rows(finished), json.loads((finished / "summary.json").read_text())
+    errors = [abs(row["device_pesq_wb"] - row["pesq_wb"]) for row in rows]
+    line = summary["pesq_wb"]["kinds"]["all"]
+    assert line["pairs"] == len(rows) == summary["pairs"]
+    assert line["median"] == pytest.approx(np.median(errors))
+    assert line["largest"] == pytest.approx(max(errors))
+    assert summary["stoi"]["kinds"]["all"]["largest"] < 1e-3
+    assert summary["pesq_wb"]["masks_of_a_clip"]["clips"] == 2
+    assert summary["pesq_wb"]["masks_of_one_sparsity"]["clips"] == 1
+    text = (finished / "table.md").read_text()
+    assert f"| all | {len(rows)} |" in text
+    assert (finished / "accuracy.png").stat().st_size > 0
+
+
+def test_differences_and_ranks():
+    rows = [
+        {"clip": clip, "a": a, "b": b}
+        for clip, a, b in (("x", 1, 2), ("x", 2, 3), ("x", 3, 4.5), ("y", 1, 3), ("y", 2, 2))
+    ] + [{"clip": "y", "a": 3, "b": 1}, {"clip": "y", "a": 9, "b": float("nan")}]
+    found = metrics.differences(rows, "a", "b")
+    assert (found["pairs"], found["unscored"]) == (6, 1)
+    assert found["median"] == pytest.approx(1.25)
+    assert found["mean difference"] == pytest.approx((-1 - 1 - 1.5 - 2 + 0 + 2) / 6)
+    ranks = metrics.ranks_in_clips(rows, "a", "b")
+    assert (ranks["clips"], ranks["mean"], ranks["lowest"]) == pytest.approx((2, 0.0, -1.0))
+
+
+def test_a_finished_run_is_not_computed_again(finished, data, monkeypatch):
+    monkeypatch.setattr(metrics, "compare", None)
+    before = (finished / "rows.csv").read_bytes()
+    assert metrics.main(flags(data, finished, "--json")) == 0
+    assert (finished / "rows.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("--seed", "1"), "another seed"),
+        (("--n-samples", "0"), "n_samples must be at least 1"),
+        (("--generation", "1"), "generation must be at least 2"),
+        (("--data", "nowhere"), "nowhere"),
+    ],
+)
+def test_what_is_refused_is_one_line(finished, data, capsys, change, words):
+    assert metrics.main(flags(data, finished, *change)) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("eval.metrics: ") and error.count("\n") == 1
+
+
+def test_a_damaged_clip_is_named(tmp_path, capsys):
+    (tmp_path / "bad.flac").write_bytes(b"fLaC" + bytes(100))
+    assert metrics.main(flags(tmp_path, tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert "bad.flac" in error and error.count("\n") == 1
+    assert not (tmp_path / "out" / "rows.csv").exists()
+
+
+@pytest.fixture(scope="module")
+def calibration(data, tmp_path_factory):
+    """Settings of a calibration, and what it printed and wrote."""
+    out = tmp_path_factory.mktemp("runs") / "calibration"
+    settings = surrogate.Settings(data, out, clips=3, n_samples=N_SAMPLES, epochs=5, batch=16)
+    return settings, surrogate.run(settings)
+
+
+def test_calibrating_brings_the_surrogate_nearer_to_pesq(calibration):
+    settings, result = calibration
+    written = json.loads((settings.out / "surrogate.json").read_text())
+    assert written == result
+    pairs = surrogate.load_pairs(sorted(settings.out.glob("pairs/*.npz"))[:2], "wb")
+    fitted = surrogate.Calibration(
+        **{k: jnp.asarray(v) for k, v in result["wb"]["calibration"].items()}
+    )
+    before, after = (
+        np.median(np.abs(surrogate.predict(pairs, c, "wb", 16) - pairs.pesq))
+        for c in (published(), fitted)
+    )
+    assert result["wb"]["pairs"] == len(pairs.pesq) == 2 * N_PAIRS
+    assert after < before / 2
+
+
+def test_pairs_that_are_there_are_not_made_again(calibration, monkeypatch):
+    settings, result = calibration
+    monkeypatch.setattr(surrogate, "degrade", None)
+    monkeypatch.setattr(surrogate, "fit", lambda *_: published())
+    again = surrogate.run(settings)
+    assert again["nb"]["pairs"] == result["nb"]["pairs"]
+    assert again["nb"]["calibration"] != result["nb"]["calibration"]
+
+
+def test_too_few_clips_are_refused(data, tmp_path, capsys):
+    flags = ["--data", str(data), "--out", str(tmp_path / "out"), "--clips", "1"]
+    assert surrogate.main(flags) == 2
+    assert capsys.readouterr().err == "train.surrogate: clips must be at least 2\n"
