@@ -69,6 +69,7 @@ def test_the_thesis_recipe_has_the_thesis_numbers(tmp_path):
     assert recipe.steps == 20 * 9_000 // 16
     assert recipe.crop is None
     assert recipe.n_samples == 77_276
+    assert recipe.loss == "mse"
 
 
 def test_training_learns_and_compiles_once(settings):
@@ -81,8 +82,8 @@ def test_training_learns_and_compiles_once(settings):
     audio = rng.standard_normal((2, 8_000)).astype(np.float32)
     losses = []
     for _ in range(25):
-        state, loss = step(state, audio)
-        losses.append(float(loss))
+        state, values = step(state, audio)
+        losses.append(float(values["loss"]))
     assert np.mean(losses[-5:]) < 0.3 * losses[0]
     assert step._cache_size() == 1
     assert int(state.step) == 25

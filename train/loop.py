@@ -23,7 +23,6 @@ import optax
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from jaxsparse import losses
 from jaxsparse.audio import atomic_write
 from jaxsparse.checkpoint import Checkpoint, Checkpoints
 from jaxsparse.data.clips import Clip, FileClip, PreparedClip, find_clips
@@ -36,6 +35,7 @@ from jaxsparse.pretrained import load_weights, save_weights
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram, Waveform
+from train.losses import format_loss, make_loss, parse_loss
 from train.settings import RECIPES, STFT, Settings, SettingsError
 
 # Settings that a resumed run may change: they don't decide what is trained.
@@ -49,9 +49,9 @@ NOT_IDENTITY = (
     "picture_every",
     "tensorboard",
 )
+# Settings that came later, with what every run did before.
+FORMERLY = {"loss": "mse"}
 _log = logging.getLogger(__name__)
-
-FIELDS: tuple[str, ...] = ("step", "loss", "learning_rate", "samples_per_s", "seconds")
 
 
 class TrainState(NamedTuple):
@@ -158,8 +158,8 @@ def _run_steps(
                 if stop():
                     continue
                 raise
-            state, loss = step(state, audio)
-            log.add(loss)
+            state, losses = step(state, audio)
+            log.add(losses)
             if log.step % settings.checkpoint_every == 0 or log.step == settings.steps:
                 log.flush()
                 save(state)
@@ -210,25 +210,42 @@ def restore_state(
 def make_step(
     settings: Settings, config: SparseCNNConfig, optimizer: optax.GradientTransformation
 ) -> Any:
-    """Builds the jitted step: audio [B, N] to spectrograms, masks, loss, gradient and update."""
+    """Builds the jitted step: audio [B, N] to spectrograms, masks, loss, gradient and update.
+
+    Beside the next state it gives the loss and, where that has more than one, its terms, by name.
+    """
     network = sparse_cnn(config)
     key = jax.random.key(settings.seed)
+    names = _log_terms(settings)
+    measure = make_loss(parse_loss(settings.loss), STFT)
 
-    def loss_of(params: Params, examples: Example) -> Float[Array, ""]:
+    def loss_of(
+        params: Params, examples: Example, audio: Float[Array, "B N"]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         estimate = jax.vmap(network.apply, (None, 0, 0))(params, *examples)
-        return losses.mse(reference=examples.spectrogram, estimate=estimate).mean()
+        return measure(reference=examples.spectrogram, estimate=estimate, audio=audio)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, audio: Float[Array, "B N"]) -> tuple[TrainState, Float[Array, ""]]:
+    def step(
+        state: TrainState, audio: Float[Array, "B N"]
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), audio.shape[0])
         examples = jax.vmap(functools.partial(make_examples, settings))(keys, audio)
         examples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), examples)
-        loss, gradient = jax.value_and_grad(loss_of)(state.params, examples)
+        measured = jax.value_and_grad(loss_of, has_aux=True)(state.params, examples, audio)
+        (loss, terms), gradient = measured
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(params, moments, state.step + 1), loss
+        losses = {"loss": loss, **{name: terms[name] for name in names}}
+        return TrainState(params, moments, state.step + 1), losses
 
     return step
+
+
+def _log_terms(settings: Settings) -> tuple[str, ...]:
+    """The terms that the log tells apart: none where the loss has but one."""
+    names = tuple(name for _, name in parse_loss(settings.loss))
+    return names if len(names) > 1 else ()
 
 
 def make_examples(settings: Settings, key: PRNGKey, audio: Waveform) -> Example:
@@ -280,7 +297,10 @@ class Log:
         # What is in the file belongs to a checkpoint as much as the parameters do.
         before = found.data["log"] if found else {"rows": [], "pending": []}
         self.history: list[dict[str, Any]] = before["rows"]
-        self._pending: list[Any] = [np.float32(loss) for loss in before["pending"]]
+        self._names = ("loss", *_log_terms(settings))
+        # Runs that were started when there was but one loss kept its numbers alone.
+        waiting = [w if isinstance(w, dict) else {"loss": w} for w in before["pending"]]
+        self._pending: list[Any] = [{n: np.float32(w[n]) for n in self._names} for w in waiting]
         self._start = self._last = time.perf_counter()
         self._seconds = float(self.history[-1]["seconds"]) if self.history else 0.0
         self._schedule = _schedule(settings)
@@ -288,7 +308,8 @@ class Log:
     def __enter__(self) -> "Log":
         self._path = self.settings.workdir / "log.csv"
         self._file: TextIO = self._path.open("w", newline="", encoding="utf-8")
-        self._csv = csv.DictWriter(self._file, FIELDS, lineterminator="\n")
+        fields = ("step", *self._names, "learning_rate", "samples_per_s", "seconds")
+        self._csv = csv.DictWriter(self._file, fields, lineterminator="\n")
         self._csv.writeheader()
         self._write(*self.history)
         self._bar = tqdm(
@@ -312,13 +333,13 @@ class Log:
 
     def state(self) -> dict[str, Any]:
         """The lines and the losses that wait for the next one, as JSON values."""
-        pending = [float(loss) for loss in jax.device_get(self._pending)]
+        pending = jax.tree.map(float, jax.device_get(self._pending))
         return {"rows": self.history, "pending": pending}
 
-    def add(self, loss: Array) -> None:
-        """Notes a step's loss, still on the device."""
+    def add(self, losses: dict[str, Array]) -> None:
+        """Notes a step's loss and terms, still on the device."""
         self.step += 1
-        self._pending.append(loss)
+        self._pending.append(losses)
         self._bar.update()
         if len(self._pending) >= self.settings.log_every:
             self.flush()
@@ -332,14 +353,15 @@ class Log:
         """
         if not self._pending:
             return
-        losses_ = np.asarray(jax.device_get(self._pending), np.float32)
-        _check_losses(losses_, self.step)
-        loss = float(np.mean(losses_))
+        pending = jax.device_get(self._pending)
+        losses = {n: np.asarray([each[n] for each in pending], np.float32) for n in self._names}
+        _check_losses(losses["loss"], self.step)
+        means = {name: round(float(np.mean(values)), 4) for name, values in losses.items()}
         now = time.perf_counter()
         rate = len(self._pending) * self.settings.batch_size / (now - self._last)
         row = {
             "step": self.step,
-            "loss": round(loss, 4),
+            **means,
             "learning_rate": float(np.asarray(self._schedule(self.step - 1))),
             "samples_per_s": round(rate, 2),
             "seconds": round(self._seconds + now - self._start, 1),
@@ -347,9 +369,9 @@ class Log:
         self._last, self._pending = now, []
         self.history.append(row)
         self._write(row)
-        self._bar.set_postfix(loss=f"{loss:.2f}", samples_per_s=f"{rate:.1f}")
+        self._bar.set_postfix(loss=f"{means['loss']:.2f}", samples_per_s=f"{rate:.1f}")
         if self._events is not None:
-            for name in ("loss", "learning_rate", "samples_per_s"):
+            for name in (*self._names, "learning_rate", "samples_per_s"):
                 self._events.add_scalar(name, row[name], self.step)
 
     def _write(self, *rows: dict[str, Any]) -> None:
@@ -367,12 +389,12 @@ class Log:
             self._file.close()
 
 
-def _check_losses(losses_: Float[np.ndarray, " S"], last_step: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(losses_))
+def _check_losses(losses: Float[np.ndarray, " S"], last_step: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         first = int(bad[0])
-        step = last_step - len(losses_) + 1 + first
-        raise FloatingPointError(f"the loss is {losses_[first]} at step {step}")
+        step = last_step - len(losses) + 1 + first
+        raise FloatingPointError(f"the loss is {losses[first]} at step {step}")
 
 
 def _check_finite(state: TrainState, step: int) -> None:
@@ -405,7 +427,7 @@ def _find_run(checkpoints: Checkpoints, settings: Settings) -> Checkpoint | None
     found = checkpoints.newest()
     if found is None:
         return None
-    before, now = found.settings["settings"], _identity(settings)
+    before, now = {**FORMERLY, **found.settings["settings"]}, _identity(settings)
     changed = [
         f"{name} ({before.get(name)}, now {now[name]})"
         for name in now
@@ -471,14 +493,22 @@ def _card(
     skipped: dict[str, str],
 ) -> dict[str, Any]:
     """What a user of the network should know about its making."""
-    tail = [float(row["loss"]) for row in history[-max(1, 500 // settings.log_every) :]]
+    tail = history[-max(1, 500 // settings.log_every) :]
+    final = {
+        name: round(float(np.mean([float(row[name]) for row in tail])), 3)
+        for name in ("loss", *_log_terms(settings))
+    }
+    terms = parse_loss(settings.loss)
+    db2 = final["loss"] if terms == ((1.0, "mse"),) else final.get("mse")
     return {
         "data": f"{clips} clips of {portable_path(settings.data)}; {len(skipped)} skipped",
         "data_note": settings.data_note,
         "command": _command(settings, recipe),
         "recipe": recipe,
         "settings": _identity(settings),
-        "final_training_loss_db2": round(float(np.mean(tail)), 3),
+        "loss": format_loss(terms),
+        "final_training_loss": final,
+        **({} if db2 is None else {"final_training_loss_db2": db2}),
         "training_seconds": float(history[-1]["seconds"]),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "jax": jax.__version__,

@@ -1,5 +1,8 @@
 """Trains a network: ``python -m train.main --data DIR --workdir RUN``.
 
+With ``--recipe perceptual --loss mse+0.5*mfcc`` it fine-tunes a trained one, from the checkout's
+root, for its sound too; ``--init-from`` names another.
+
 SIGTERM and Ctrl-C end a run after the step it is at; what it has done is saved, and the same
 command with ``--resume`` goes on to the same network, bit for bit. A second one ends at once, and
 what the last checkpoint holds remains.
@@ -95,7 +98,8 @@ def _train(argv: list[str], signals: StopSignals) -> int:
         description=f"Trains a network. --recipe {{{','.join(sorted(RECIPES))}}} chooses the "
         f"defaults; these are those of '{chosen.recipe}'. SIGTERM or Ctrl-C saves the step that "
         "was reached and ends with exit code 75 or 130, and --resume goes on from there; a second "
-        "one ends at once. A fault is named in one line, with exit code 2.",
+        "one ends at once. A fault is named in one line, with exit code 2. Example: "
+        "--recipe perceptual --loss mse+0.5*mfcc fine-tunes a trained network for its sound too.",
         args=rest,
     )
     from train.loop import Stopped, train

@@ -7,6 +7,7 @@ from typing import Literal
 from jaxsparse.errors import JaxsparseError
 from jaxsparse.nn.sparse_conv import KernelGradient
 from jaxsparse.stft import STFTConfig
+from train.losses import TERMS, hears, parse_loss
 
 STFT = STFTConfig()
 POSITIVE = (
@@ -44,6 +45,11 @@ class Settings:
     sparsity: tuple[float, ...] = (0.95,)
     # random: bins drawn uniformly. mixed: half the loudest bins, half drawn from the others.
     masks: Literal["random", "mixed"] = "random"
+    # What is minimised: terms joined by +, each with or without a weight, as in mse+0.5*mfcc.
+    # mse (dB^2) is of the spectrogram; mel, mfcc, lsd (dB), stft, si-sdr (negated), stoi and estoi
+    # (1 - value), surrogate and surrogate-nb (4.64 - value, of PESQ) are of its sound and need
+    # whole spectrograms. Default weights make a term about as large as mse (train/losses.py).
+    loss: str = "mse"
     # Optimizer steps.
     steps: int = 11_250
     # Clips in a step.
@@ -93,6 +99,22 @@ class Settings:
         whole = (STFT.n_bins, STFT.n_frames(self.n_samples))
         if self.crop and not all(1 <= a <= b for a, b in zip(self.crop, whole, strict=True)):
             raise SettingsError(f"crop {self.crop} does not fit into a clip's {whole}")
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        try:
+            terms = parse_loss(self.loss)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        if hears(terms) and (self.crop or self.crops_per_clip > 1):
+            raise SettingsError(
+                f"loss {self.loss} is of the sound of whole clips: it takes no crop and one of "
+                "crops_per_clip; a small n_samples makes steps cheap"
+            )
+        for _, name in terms:
+            if self.n_samples < TERMS[name].shortest:
+                shortest = TERMS[name].shortest
+                raise SettingsError(f"loss {name} needs n_samples of {shortest} at least")
 
 
 RECIPES = {
@@ -105,6 +127,19 @@ RECIPES = {
         "crop": (192, 96),
         "crops_per_clip": 2,
         "learning_rate": 4e-3,
+        "schedule": "cosine",
+        "kernel_gradient": "native",
+    },
+    # For two cores: a trained network goes on to what its sound is judged by, on whole spectrograms
+    # of a second each.
+    "perceptual": {
+        "init_from": Path("jaxsparse/weights/random-95.safetensors"),
+        "loss": "mse+surrogate",
+        "sparsity": (0.8, 0.95),
+        "steps": 400,
+        "batch_size": 4,
+        "n_samples": 16_000,
+        "learning_rate": 3e-4,
         "schedule": "cosine",
         "kernel_gradient": "native",
     },

@@ -1,0 +1,292 @@
+import csv
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxsparse.audio import write_wav
+from jaxsparse.nn.network import SparseCNNConfig
+from jaxsparse.pretrained import load_weights
+from jaxsparse.spectrogram import log_power
+from jaxsparse.stft import stft
+from train import loop, losses
+from train.main import main
+from train.settings import RECIPES, STFT, Settings, SettingsError
+
+SOUNDS = [name for name, term in losses.TERMS.items() if term.of_sound]
+
+
+def speech(n_samples, seed=0):
+    """A voice whose harmonics come and go in syllables, over faint noise."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(n_samples) / 16_000
+    pitch = 120 + 20 * seed
+    voice = sum(np.sin(2 * np.pi * pitch * k * time + k) / k for k in range(1, 25))
+    # STOI leaves out what is 40 dB down, and half a second must not lose any.
+    syllables = 0.1 + np.clip(np.sin(2 * np.pi * 4 * time), 0, None)
+    return (0.1 * voice * syllables + 1e-3 * rng.standard_normal(n_samples)).astype(np.float32)
+
+
+@jax.jit
+@jax.vmap
+def spectrograms(audio):
+    return log_power(stft(audio, STFT))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Runs that differ in nothing that is compiled compile once."""
+    wanted = {
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("voices")
+    for i in range(3):
+        write_wav(directory / f"{i}.wav", speech(4_000, i)[:, None], 16_000)
+    return directory
+
+
+@pytest.fixture
+def settings(corpus, tmp_path):
+    return Settings(
+        corpus,
+        tmp_path / "run",
+        loss="mse+0.5*mfcc",
+        steps=5,
+        batch_size=1,
+        n_samples=2_000,
+        learning_rate=1e-3,
+        log_every=2,
+        checkpoint_every=5,
+        picture_every=0,
+        kernel_gradient="native",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("mse", ((1.0, "mse"),)),
+        ("0.5*mfcc", ((0.5, "mfcc"),)),
+        (" mse + 2e-1 * si-sdr ", ((1.0, "mse"), (0.2, "si-sdr"))),
+        (
+            "3*mse+surrogate-nb",
+            ((3.0, "mse"), (losses.TERMS["surrogate-nb"].weight, "surrogate-nb")),
+        ),
+    ],
+)
+def test_losses_are_sums_of_weighted_terms(text, terms):
+    assert losses.parse_loss(text) == terms
+    assert losses.parse_loss(losses.format_loss(terms)) == terms
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mfc", "no term 'mfc'; there are mse, mel, mfcc, stft"),
+        ("", "no term ''"),
+        ("mse+", "no term ''"),
+        ("mse-mfcc", "no term 'mse-mfcc'"),
+        ("0*mse", "weighs mse by a positive number, not '0'"),
+        ("-1*mse", "not '-1'"),
+        ("nan*mse", "not 'nan'"),
+        ("inf*mse", "not 'inf'"),
+        ("*mse", "not ''"),
+        ("2*3*mse", r"not '2\*3'"),
+        ("mse+mel+2*mse", "the term mse twice"),
+    ],
+)
+def test_wrong_losses_are_named(settings, text, said):
+    with pytest.raises(SettingsError, match=said):
+        dataclasses.replace(settings, loss=text)
+
+
+@pytest.mark.parametrize("changes", [{"crop": (40, 4)}, {"crops_per_clip": 2}])
+def test_sound_needs_whole_spectrograms(settings, changes):
+    with pytest.raises(SettingsError, match="it takes no crop and one of crops_per_clip"):
+        dataclasses.replace(settings, **changes)
+    dataclasses.replace(settings, loss="2*mse", **changes)
+
+
+@pytest.mark.parametrize("name", ["stoi", "estoi"])
+def test_intelligibility_needs_clips_that_have_a_gradient(settings, name):
+    settings = dataclasses.replace(settings, loss="mse", n_samples=6_554)
+    dataclasses.replace(settings, loss=f"mse+{name}")
+    with pytest.raises(SettingsError, match=f"loss {name} needs n_samples of 6554 at least"):
+        dataclasses.replace(settings, loss=f"mse+{name}", n_samples=6_553)
+    rng = np.random.default_rng(0)
+    for n_samples, told in ((6_553, False), (6_554, True)):
+        x, y = rng.standard_normal((2, 1, n_samples)).astype(np.float32)
+        score = losses.TERMS[name].score(reference=x, estimate=x + y, sample_rate=16_000)
+        assert (abs(float(score[0]) - 1) > 1e-3) == told
+
+
+def test_the_sum_is_of_both_representations():
+    audio = jnp.stack([jnp.asarray(speech(4_000, seed)) for seed in range(2)])
+    reference = spectrograms(audio)
+    # 6.02 dB more everywhere are twice the amplitude.
+    estimate = reference + 20 * np.log10(2)
+    loss = losses.make_loss(losses.parse_loss("3*mse+0.5*lsd"), STFT)
+    total, terms = jax.jit(loss)(reference=reference, estimate=estimate, audio=audio)
+    assert float(terms["mse"]) == pytest.approx(36.25, abs=0.01)
+    # The floor of 80 dB below the maximum alone makes 0.2 dB of this.
+    assert float(terms["lsd"]) == pytest.approx(6.02, abs=0.3)
+    assert float(total) == pytest.approx(3 * float(terms["mse"]) + 0.5 * float(terms["lsd"]))
+
+
+def test_the_sound_is_the_clip_where_the_spectrogram_is():
+    audio = jnp.asarray(speech(4_000))
+    whole = log_power(stft(audio, STFT), top_db=None)
+    sound = losses.resynthesize(whole, audio, config=STFT)
+    # Levels of 40 dB have float32 steps of 4e-6 dB, amplitudes then of 5e-7.
+    np.testing.assert_allclose(sound, audio, atol=2e-6)
+
+
+@functools.cache
+def value_and_gradient(name):
+    loss = losses.make_loss(((1.0, name),), STFT)
+
+    @jax.jit
+    def evaluate(audio, reference, estimate):
+        def value(estimate):
+            return loss(reference=reference, estimate=estimate, audio=audio)[0]
+
+        return jax.value_and_grad(value)(estimate)
+
+    return evaluate
+
+
+@pytest.mark.parametrize("name", losses.TERMS)
+def test_down_its_gradient_a_term_falls(name):
+    audio = jnp.stack([jnp.asarray(speech(8_000, seed)) for seed in range(3)])
+    reference = spectrograms(audio)
+    noise = np.random.default_rng(0).standard_normal(reference.shape).astype(np.float32)
+    estimate = reference + 6 * noise
+    before, gradient = value_and_gradient(name)(audio, reference, estimate)
+    # As Adam goes, which zeros of the sound's spectrum, where log distances are steep, don't rule.
+    # So short a way that the term falls by most of what the gradient promises.
+    step = 0.01 * jnp.sign(gradient)
+    after, _ = value_and_gradient(name)(audio, reference, estimate - step)
+    promised = float(jnp.sum(step * gradient))
+    assert promised > 0
+    assert 0.8 * promised < float(before - after) < 1.2 * promised
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_gradients_are_finite(name):
+    audio = jnp.stack([jnp.asarray(speech(8_000, seed)) for seed in range(3)]).at[1].set(0.0)
+    reference = spectrograms(audio)
+    rng = np.random.default_rng(0)
+    noise = 30 * rng.standard_normal(reference.shape).astype(np.float32)
+    # An amplitude of 1e4 dB is beyond float32, and one of -1e4 dB is 0.
+    extreme = jnp.where(jnp.asarray(rng.random(reference.shape) < 0.5), 1e4, -1e4)
+    for estimate in (reference, reference + noise, extreme, jnp.full_like(reference, -1e4)):
+        value, gradient = value_and_gradient(name)(audio, reference, estimate)
+        assert bool(jnp.isfinite(value))
+        assert bool(jnp.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("name", ["surrogate", "mfcc"])
+def test_training_lowers_the_term(settings, name):
+    changes = {"init_from": RECIPES["perceptual"]["init_from"], "n_samples": 4_000}
+    settings = dataclasses.replace(settings, loss=name, **changes)
+    config = SparseCNNConfig(kernel_gradient="native")
+    optimizer = loop.make_optimizer(settings)
+    state = loop.init_state(settings, config, optimizer)
+    step = loop.make_step(settings, config, optimizer)
+    history = []
+    for _ in range(8):
+        # The same masks every time, whose draw is far more than a step's gain.
+        state, values = step(state._replace(step=jnp.zeros_like(state.step)), speech(4_000)[None])
+        assert list(values) == ["loss"]
+        history.append(float(values["loss"]))
+    assert history[-1] < 0.85 * history[0]
+    assert step._cache_size() == 1
+
+
+def log_rows(workdir):
+    with (workdir / "log.csv").open(newline="") as file:
+        return [
+            {name: row[name] for name in row if name not in ("samples_per_s", "seconds")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def stop_after(steps):
+    asked = iter(range(steps + 2))
+    return lambda: next(asked) > steps
+
+
+def test_terms_are_logged_and_resumed(settings, tmp_path):
+    network = loop.train(settings)
+    rows = log_rows(settings.workdir)
+    assert [row["step"] for row in rows] == ["2", "4", "5"]
+    assert list(rows[0]) == ["step", "loss", "mse", "mfcc", "learning_rate"]
+    for row in rows:
+        total = float(row["mse"]) + 0.5 * float(row["mfcc"])
+        # Means of two float32, each rounded once.
+        assert float(row["loss"]) == pytest.approx(total, rel=2.5e-7)
+    card = load_weights(network).card
+    assert card["loss"] == "1*mse+0.5*mfcc"
+    assert card["settings"]["loss"] == "mse+0.5*mfcc"
+    assert "--loss mse+0.5*mfcc" in card["command"]
+    means = np.mean([[float(row[name]) for name in ("loss", "mse", "mfcc")] for row in rows], 0)
+    assert list(card["final_training_loss"]) == ["loss", "mse", "mfcc"]
+    assert list(card["final_training_loss"].values()) == pytest.approx(means.tolist(), abs=1e-3)
+    assert card["final_training_loss_db2"] == card["final_training_loss"]["mse"]
+
+    again = dataclasses.replace(settings, workdir=tmp_path / "again")
+    with pytest.raises(loop.Stopped):
+        loop.train(again, stop=stop_after(3))
+    assert loop.train(dataclasses.replace(again, resume=True)).read_bytes() == network.read_bytes()
+    assert log_rows(again.workdir) == rows
+
+
+def test_a_run_from_before_there_was_a_choice_goes_on(settings, monkeypatch, capfd):
+    settings = dataclasses.replace(settings, loss="mse")
+    identity, state = loop._identity, loop.Log.state
+
+    def former_identity(settings):
+        return {name: value for name, value in identity(settings).items() if name != "loss"}
+
+    def former_state(log):
+        found = state(log)
+        return {**found, "pending": [waiting["loss"] for waiting in found["pending"]]}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_identity", former_identity)
+        patch.setattr(loop.Log, "state", former_state)
+        with pytest.raises(loop.Stopped):
+            loop.train(settings, stop=stop_after(3))
+    argv = ["--data", str(settings.data), "--workdir", str(settings.workdir), "--resume"]
+    argv += ["--steps", "5", "--batch-size", "1", "--n-samples", "2000", "--learning-rate", "1e-3"]
+    argv += ["--kernel-gradient", "native"]
+    capfd.readouterr()
+    assert main([*argv, "--loss", "mse+mfcc"]) == 2
+    line = f"train: {settings.workdir} holds a run with another loss (mse, now mse+mfcc)"
+    assert capfd.readouterr().err.splitlines() == [line]
+    network = loop.train(dataclasses.replace(settings, resume=True))
+    resumed = log_rows(settings.workdir)
+    whole = dataclasses.replace(settings, workdir=settings.workdir.parent / "whole")
+    assert loop.train(whole).read_bytes() == network.read_bytes()
+    assert log_rows(whole.workdir) == resumed
+    assert list(resumed[0]) == ["step", "loss", "learning_rate"]
+    assert json.loads(network.with_suffix(".json").read_text())["loss"] == "1*mse"
