@@ -31,9 +31,11 @@ DYNAMIC_RANGE_DB = 40.0
 LOWEST_SDR_DB = -15.0
 UNDEFINED = 1e-5
 
-# Energies of signals whose peak is 1; far below float32's rounding, far above its underflow.
+# Energies of signals whose level is about 1; far below float32's rounding, far above its underflow.
 _NO_ENERGY = 1e-24
 _NO_PEAK = 1e-30
+# Of the peak: the square of what is so much louder fits into float32.
+_LEAST_LEVEL = 1e-12
 
 
 def stoi(*, reference: Batch, estimate: Batch, sample_rate: int) -> Float[Array, " B"]:
@@ -98,7 +100,7 @@ def intelligibility(
         sample_rate: In Hz.
         extended: Whether rows and columns of the segments are normalized (ESTOI).
     """
-    x, y = (resample(_unit_peak(signal), sample_rate) for signal in (reference, estimate))
+    x, y = (resample(_unit_level(signal), sample_rate) for signal in (reference, estimate))
     # The last frame is left out when it ends with the signal, here and in the shortened signal.
     n_frames = -(-(x.shape[0] - FRAME_LENGTH) // HOP_LENGTH)
     if n_frames <= SEGMENT_FRAMES:
@@ -112,10 +114,16 @@ def intelligibility(
     return jnp.where(n_segments > 0, total / jnp.maximum(n_segments, 1), UNDEFINED)
 
 
-def _unit_peak(signal: Waveform) -> Waveform:
-    """Scales the peak to 1 as if by a constant: the scores don't depend on it."""
-    peak = lax.stop_gradient(jnp.max(jnp.abs(signal)))
-    return signal / jnp.where(peak > _NO_PEAK, peak, 1.0)
+def _unit_level(signal: Waveform) -> Waveform:
+    """Scales to about 1 as if by a constant, since the scores don't depend on it.
+
+    By the median over frames: beside a peak that is 1e10 times as loud, as a network may put out,
+    float32 would lose the others' powers.
+    """
+    size = lax.stop_gradient(jnp.abs(signal))
+    whole = jnp.pad(size, (0, -size.size % FRAME_LENGTH)).reshape(-1, FRAME_LENGTH)
+    level = jnp.maximum(jnp.median(jnp.max(whole, axis=1)), _LEAST_LEVEL * jnp.max(size))
+    return signal / jnp.where(level > _NO_PEAK, level, 1.0)
 
 
 def resample(signal: Waveform, sample_rate: int) -> Float[Array, " resampled"]:
