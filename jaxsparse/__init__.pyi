@@ -8,6 +8,7 @@ from .nn.network import sparse_cnn as sparse_cnn
 from .nn.sparse_conv import sparse_conv as sparse_conv
 from .objectives import mse_objective as mse_objective
 from .objectives import pesq_objective as pesq_objective
+from .objectives import surrogate_objective as surrogate_objective
 from .pretrained import load_pretrained as load_pretrained
 from .pretrained import load_weights as load_weights
 from .reconstruct import evaluate_masks as evaluate_masks

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from eval.degradations import degrade
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
-from jaxsparse.data.folder import CLIP_SAMPLES
+from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
 from jaxsparse.errors import AudioError, JaxsparseError, describe
 from jaxsparse.metrics import Metric, ScorePool
 from jaxsparse.metrics.surrogate import Band, Calibration, analyze, published, score
@@ -96,7 +96,7 @@ def run(settings: Settings) -> dict[str, Any]:
             for i, clip in enumerate(tqdm(clips, "pairs", unit="clip", disable=None))
         ]
     held_out = max(len(files) // 10, 1)
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"data": f"{len(files)} clips of {portable_path(settings.data)}"}
     for band in BANDS:
         known, unknown = load_pairs(files[:-held_out], band), load_pairs(files[-held_out:], band)
         calibration = fit(known, band, settings)

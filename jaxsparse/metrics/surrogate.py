@@ -13,11 +13,12 @@ import functools
 import json
 import math
 from importlib import resources
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -67,8 +68,9 @@ _WINDOW_POWER, _CLIP_POWER = 6.0, 2.0
 _MAPPING = {"wb": (1.3669, 3.8224), "nb": (1.4945, 4.6607)}
 _LOWEST, _RANGE = 0.999, 4.0
 _TINY = 1e-20
-# Added to the level, so that silence has a finite gradient: 110 dB below full scale.
-_SILENCE = 1e-6
+# Added to the mean square, so that silence has a finite gradient: 120 dB below the peak.
+_SILENCE = 1e-12
+_NO_PEAK = 1e-30
 
 
 class Calibration(NamedTuple):
@@ -193,18 +195,29 @@ def analyze(signal: Waveform, sample_rate: int, band: Band) -> tuple[Powers, Flo
     P.862, 10.1.1 to 10.1.2 and 10.2.3 to 10.2.5. The power over the level does not depend on the
     calibration.
     """
+    heard = _receive(signal, sample_rate, band)
     n_fft = round(sample_rate / BIN_HZ)
     config = STFTConfig(n_fft, n_fft, n_fft // 2, center=False)
-    spectrum = stft(signal, config)
+    spectrum = stft(heard, config)
+    # Over that of a sound of the level in a single bin, by the power of a Hann window.
+    full = _LEVEL * 0.375 * n_fft**2 / 2
+    power = (jnp.square(spectrum.real) + jnp.square(spectrum.imag)) / full
+    return power.T @ _bands(config.n_bins), _speech_frames(heard, config)
+
+
+def _receive(signal: Waveform, sample_rate: int, band: Band) -> Waveform:
+    """Brings a sound to its level, in units of 16-bit samples, and to the listener's ear."""
+    # The result depends on no scale, and squares of what a network may put out overflow.
+    peak = lax.stop_gradient(jnp.max(jnp.abs(signal)))
+    signal = signal / jnp.where(peak > _NO_PEAK, peak, 1.0)
+    # Beyond its end the filter's ringing finds zeros.
+    n_fft = cast(int, scipy.fft.next_fast_len(signal.size + round(sample_rate / BIN_HZ), True))
+    spectrum = jnp.fft.rfft(signal, n_fft)
+    in_level, gain = _input_filter(band, sample_rate, n_fft)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    hertz = np.arange(config.n_bins) * BIN_HZ
-    in_level = ((hertz >= _LEVEL_HZ[0]) & (hertz <= _LEVEL_HZ[1])).astype(np.float32)
-    level = in_level @ jnp.mean(power, axis=1) + _SILENCE
-    filtered = _bands(config.n_bins) * _input_filter(band, config.n_bins)[:, None]
-    # Of one side of a Hann window's spectrum, to the mean square of the samples.
-    mean_square = level * 2 / (n_fft * 0.375 * n_fft)
-    speech = _speech_frames(signal * jnp.sqrt(_LEVEL / mean_square), config)
-    return (power / level).T @ filtered, speech
+    mean_square = (in_level @ power) * (2 / n_fft / signal.size) + _SILENCE
+    heard = jnp.fft.irfft(spectrum * gain, n_fft)[: signal.size]
+    return heard * jnp.sqrt(_LEVEL / mean_square)
 
 
 def score(
@@ -328,15 +341,16 @@ def _bands(n_bins: int) -> np.ndarray:
     return (np.maximum(shared, 0) / BIN_HZ).astype(np.float32)
 
 
-@functools.cache
-def _input_filter(band: Band, n_bins: int) -> np.ndarray:
-    """What the listener's handset or headphone does to powers, [F]."""
-    hertz = np.arange(n_bins) * BIN_HZ
+@functools.lru_cache(maxsize=8)
+def _input_filter(band: Band, sample_rate: int, n_fft: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which bins count for the level, and what handset or headphone do to amplitudes, [F] each."""
+    hertz = np.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
+    in_level = (hertz >= _LEVEL_HZ[0]) & (hertz <= _LEVEL_HZ[1])
     if band == "nb":
-        gain = 10 ** (np.interp(hertz, _IRS_HZ, _IRS_DB) / 10)
+        gain = 10 ** (np.interp(hertz, _IRS_HZ, _IRS_DB) / 20)
     else:
-        gain = hertz**4 / (hertz**4 + _CORNER_HZ**4)
-    return gain.astype(np.float32)
+        gain = hertz**2 / np.sqrt(hertz**4 + _CORNER_HZ**4)
+    return in_level.astype(np.float32), gain.astype(np.float32)
 
 
 @functools.cache
