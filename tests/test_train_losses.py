@@ -18,7 +18,9 @@ from train import loop, losses
 from train.main import main
 from train.settings import RECIPES, STFT, Settings, SettingsError
 
-SOUNDS = [name for name, term in losses.TERMS.items() if term.of_sound]
+# That of the narrow band is the same function, and compiling takes seconds.
+NAMES = [name for name in losses.TERMS if name != "surrogate-nb"]
+SOUNDS = [name for name in NAMES if losses.TERMS[name].of_sound]
 
 
 def speech(n_samples, seed=0):
@@ -132,18 +134,21 @@ def test_intelligibility_needs_clips_that_have_a_gradient(settings, name):
     dataclasses.replace(settings, loss=f"mse+{name}")
     with pytest.raises(SettingsError, match=f"loss {name} needs n_samples of 6554 at least"):
         dataclasses.replace(settings, loss=f"mse+{name}", n_samples=6_553)
+
+
+def test_shorter_clips_have_no_intelligibility():
     rng = np.random.default_rng(0)
     for n_samples, told in ((6_553, False), (6_554, True)):
         x, y = rng.standard_normal((2, 1, n_samples)).astype(np.float32)
-        score = losses.TERMS[name].score(reference=x, estimate=x + y, sample_rate=16_000)
+        score = losses.TERMS["stoi"].score(reference=x, estimate=x + y, sample_rate=16_000)
         assert (abs(float(score[0]) - 1) > 1e-3) == told
 
 
 def test_the_sum_is_of_both_representations():
-    audio = jnp.stack([jnp.asarray(speech(4_000, seed)) for seed in range(2)])
-    reference = spectrograms(audio)
+    audio = np.stack([speech(4_000), speech(4_000, 1)])
+    reference = np.asarray(spectrograms(audio))
     # 6.02 dB more everywhere are twice the amplitude.
-    estimate = reference + 20 * np.log10(2)
+    estimate = reference + np.float32(20 * np.log10(2))
     loss = losses.make_loss(losses.parse_loss("3*mse+0.5*lsd"), STFT)
     total, terms = jax.jit(loss)(reference=reference, estimate=estimate, audio=audio)
     assert float(terms["mse"]) == pytest.approx(36.25, abs=0.01)
@@ -174,40 +179,39 @@ def value_and_gradient(name):
     return evaluate
 
 
-@pytest.mark.parametrize("name", losses.TERMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_down_its_gradient_a_term_falls(name):
-    audio = jnp.stack([jnp.asarray(speech(8_000, seed)) for seed in range(3)])
-    reference = spectrograms(audio)
+    audio = np.stack([speech(8_000), speech(8_000, 1)])
+    reference = np.asarray(spectrograms(audio))
     noise = np.random.default_rng(0).standard_normal(reference.shape).astype(np.float32)
     estimate = reference + 6 * noise
     before, gradient = value_and_gradient(name)(audio, reference, estimate)
     # As Adam goes, which zeros of the sound's spectrum, where log distances are steep, don't rule.
     # So short a way that the term falls by most of what the gradient promises.
-    step = 0.01 * jnp.sign(gradient)
+    step = np.float32(0.01) * np.sign(gradient)
     after, _ = value_and_gradient(name)(audio, reference, estimate - step)
-    promised = float(jnp.sum(step * gradient))
+    promised = float(np.sum(step * gradient))
     assert promised > 0
     assert 0.8 * promised < float(before - after) < 1.2 * promised
 
 
 @pytest.mark.parametrize("name", SOUNDS)
 def test_gradients_are_finite(name):
-    audio = jnp.stack([jnp.asarray(speech(8_000, seed)) for seed in range(3)]).at[1].set(0.0)
-    reference = spectrograms(audio)
+    audio = np.stack([speech(8_000), np.zeros(8_000, np.float32)])
+    reference = np.asarray(spectrograms(audio))
     rng = np.random.default_rng(0)
     noise = 30 * rng.standard_normal(reference.shape).astype(np.float32)
     # An amplitude of 1e4 dB is beyond float32, and one of -1e4 dB is 0.
-    extreme = jnp.where(jnp.asarray(rng.random(reference.shape) < 0.5), 1e4, -1e4)
-    for estimate in (reference, reference + noise, extreme, jnp.full_like(reference, -1e4)):
+    extreme = np.where(rng.random(reference.shape) < 0.5, 1e4, -1e4).astype(np.float32)
+    for estimate in (reference, reference + noise, extreme, np.full_like(reference, -1e4)):
         value, gradient = value_and_gradient(name)(audio, reference, estimate)
-        assert bool(jnp.isfinite(value))
-        assert bool(jnp.isfinite(gradient).all())
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", ["surrogate", "mfcc"])
-def test_training_lowers_the_term(settings, name):
+def test_training_lowers_the_term(settings):
     changes = {"init_from": RECIPES["perceptual"]["init_from"], "n_samples": 4_000}
-    settings = dataclasses.replace(settings, loss=name, **changes)
+    settings = dataclasses.replace(settings, loss="surrogate", **changes)
     config = SparseCNNConfig(kernel_gradient="native")
     optimizer = loop.make_optimizer(settings)
     state = loop.init_state(settings, config, optimizer)
