@@ -43,10 +43,11 @@ test-fast: $(VENV)/.ready  ## Run the tests alone
 test-slow: $(VENV)/.ready  ## Run the tests that take minutes: fifty kills, an hour of audio
 	$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/.ready  ## Time training and searching against PyTorch, which is installed if absent
+bench: $(VENV)/.ready  ## Time training and searching against PyTorch (installed if absent), and metrics
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(INSTALL) --constraint requirements.txt -e ".[benchmark]"
 	$(BIN)/python -m benchmarks.train_step --json
 	$(BIN)/python -m benchmarks.mask_search --json
+	$(BIN)/python -m benchmarks.metrics --json
 
 format: $(VENV)/.ready  ## Rewrite the files in the project's format
 	$(BIN)/ruff check --fix

@@ -15,9 +15,9 @@ from test_reference_metrics import worker_command
 
 from eval import reconstruction, report
 from eval.rows import RowFile
-from jaxsparse import metrics
 from jaxsparse.data.clips import find_clips
 from jaxsparse.masks import count_observed
+from jaxsparse.metrics import reference as host
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from jaxsparse.types import SAMPLE_RATE
@@ -292,7 +292,7 @@ def fragile(job):
 scoring.score = fragile
 """
     expected = reconstruction.run(settings(data / "0", scores=True, seeds=(0,)))
-    monkeypatch.setattr(metrics.reference, "_WORKER_COMMAND", worker_command(prelude))
+    monkeypatch.setattr(host, "_WORKER_COMMAND", worker_command(prelude))
     summary = reconstruction.run(settings(data / "0", scores=True, seeds=(0,)))
     assert marker.exists()
     assert summary["unscored"] == expected["unscored"] == []

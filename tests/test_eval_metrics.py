@@ -100,8 +100,8 @@ def test_each_pair_has_what_host_and_device_say(finished, data):
         )
         assert row["device_pesq_nb"] == pytest.approx(float(said[0]), abs=1e-3)
         silence = np.zeros(SAMPLE_RATE // 4, np.float32)
-        moved = (np.concatenate([silence, sound]) for sound in (signal, pair.signal))
-        assert row["moved_pesq_wb"] == pytest.approx(pesq(SAMPLE_RATE, *moved, "wb"))
+        x, y = (np.concatenate([silence, sound]) for sound in (signal, pair.signal))
+        assert row["moved_pesq_wb"] == pytest.approx(pesq(SAMPLE_RATE, x, y, "wb"))
 
 
 def test_the_summary_is_of_the_rows(finished):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,7 +141,7 @@ def test_surrogate_objective_is_the_surrogate_mask_by_mask(clip, masks, band, ke
 def test_checkpoints_tell_surrogates_by_their_names(clip):
     signal, spectrum, dense, apply, params = clip
     arguments = (apply, params, dense, jnp.angle(spectrum), signal)
-    options = (
+    options: tuple[dict[str, Any], ...] = (
         {},
         {"band": "nb"},
         {"keep_observed": False},

@@ -9,6 +9,7 @@ from pesq import pesq
 from pystoi import stoi
 
 from jaxsparse import _scoring, metrics
+from jaxsparse.metrics import reference as host
 
 RATE = 16_000
 
@@ -178,7 +179,7 @@ def fragile(job):
     return score(job)
 scoring.score = fragile
 """
-    monkeypatch.setattr(metrics.reference, "_WORKER_COMMAND", worker_command(prelude))
+    monkeypatch.setattr(host, "_WORKER_COMMAND", worker_command(prelude))
     x = speech_like(1.0)
     with metrics.ScorePool(1) as pool:
         score = pool.submit("pesq_nb", reference=x, estimate=x, sample_rate=RATE).result()
@@ -194,7 +195,7 @@ def fragile(job):
     return score(job)
 scoring.score = fragile
 """
-    monkeypatch.setattr(metrics.reference, "_WORKER_COMMAND", worker_command(prelude))
+    monkeypatch.setattr(host, "_WORKER_COMMAND", worker_command(prelude))
     x = np.stack([speech_like(1.0)] * 4)
     x[1, 0] = 0.5
     with metrics.ScorePool(2) as pool:
@@ -206,9 +207,7 @@ scoring.score = fragile
 
 
 def test_a_fault_of_ours_is_raised_and_not_turned_into_nan(monkeypatch):
-    monkeypatch.setattr(
-        metrics.reference, "_WORKER_COMMAND", worker_command("sys.modules['pesq'] = None")
-    )
+    monkeypatch.setattr(host, "_WORKER_COMMAND", worker_command("sys.modules['pesq'] = None"))
     x = speech_like(1.0)[None]
     with pytest.raises(RuntimeError, match="ModuleNotFoundError"):
         metrics.reference_pesq(reference=x, estimate=x, sample_rate=RATE)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Float64
 
 from jaxsparse import _scoring
 from jaxsparse._scoring import Metric
+from jaxsparse.metrics.contract import Batch
 
 # -P keeps the package's own directory, and its types.py, out of the worker's import path.
 _WORKER_COMMAND = [sys.executable, "-P", _scoring.__file__]
@@ -158,8 +159,8 @@ class _Worker:
 
 def reference_pesq(
     *,
-    reference: Float[np.ndarray, "B N"],
-    estimate: Float[np.ndarray, "B N"],
+    reference: Batch,
+    estimate: Batch,
     sample_rate: int,
     band: Literal["wb", "nb"] = "wb",
     pool: ScorePool | None = None,
@@ -182,8 +183,8 @@ def reference_pesq(
 
 def reference_stoi(
     *,
-    reference: Float[np.ndarray, "B N"],
-    estimate: Float[np.ndarray, "B N"],
+    reference: Batch,
+    estimate: Batch,
     sample_rate: int,
     extended: bool = False,
     pool: ScorePool | None = None,
@@ -205,8 +206,8 @@ def reference_stoi(
 
 def _score_batch(
     metric: Metric,
-    reference: np.ndarray,
-    estimate: np.ndarray,
+    reference: Batch,
+    estimate: Batch,
     sample_rate: int,
     pool: ScorePool | None,
 ) -> Scores:
@@ -217,7 +218,7 @@ def _score_batch(
         assert scorer
         futures = [
             scorer.submit(metric, reference=x, estimate=y, sample_rate=sample_rate)
-            for x, y in zip(reference, estimate, strict=True)
+            for x, y in zip(np.asarray(reference), np.asarray(estimate), strict=True)
         ]
         scores = [future.result() for future in futures]
     return Scores(
