@@ -58,6 +58,8 @@ TITLES = {
 # Of PESQ, with silence before both sounds.
 MOVED: tuple[Metric, ...] = ("pesq_wb", "pesq_nb")
 _SILENCE = SAMPLE_RATE // 4
+# Where the silence moves it by less, it is taken as judging what the surrogate judges.
+STEADY = 0.05
 # The device takes so many pairs at once.
 _BATCH = 16
 COLUMNS: dict[str, Callable[[str], Any]] = {
@@ -192,9 +194,11 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     """Differences between device and host for each metric: all pairs, and kind by kind."""
     summary: dict[str, Any] = {"pairs": len(rows), "clips": len({row["clip"] for row in rows})}
     for metric in DEVICE:
-        lines = {"all": differences(rows, f"device_{metric}", metric)} | {
-            kind: differences([r for r in rows if r["kind"] == kind], f"device_{metric}", metric)
-            for kind in KINDS
+        # Those of one sparsity are of a few clips, and would weigh these more than the others.
+        groups = {"all": [row for row in rows if row["kind"] != "one sparsity"]}
+        groups |= {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
+        lines = {
+            kind: differences(group, f"device_{metric}", metric) for kind, group in groups.items()
         }
         found: dict[str, Any] = {"kinds": {k: line for k, line in lines.items() if line["pairs"]}}
         masks = [row for row in rows if row["kind"] in MASK_KINDS]
@@ -202,7 +206,9 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
         same = [row for row in rows if row["kind"] == "one sparsity"]
         found["masks_of_one_sparsity"] = ranks_in_clips(same, f"device_{metric}", metric)
         if metric in MOVED:
-            found["moved"] = differences(rows, f"moved_{metric}", metric)
+            steady = [r for r in groups["all"] if abs(r[f"moved_{metric}"] - r[metric]) < STEADY]
+            found["moved"] = differences(groups["all"], f"moved_{metric}", metric)
+            found["steady"] = differences(steady, f"device_{metric}", metric)
             found["moved_masks_of_one_sparsity"] = ranks_in_clips(same, f"moved_{metric}", metric)
         summary[metric] = found
     return summary
@@ -251,7 +257,8 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
 
 def table(summary: dict[str, Any]) -> str:
     """The summary as Markdown."""
-    text = f"{summary['pairs']} pairs of {summary['clips']} clips.\n"
+    text = f"{summary['pairs']} pairs of {summary['clips']} clips; 'all' is without those of one "
+    text += "sparsity, which are of a few clips alone.\n"
     for metric, title in TITLES.items():
         found, digits = summary[metric], 3 if metric in MOVED else 6
         names = ("median", "95 %", "largest", "mean difference")
@@ -287,6 +294,10 @@ def _moved(found: dict[str, Any]) -> str:
     if ranks["clips"]:
         text += "; its rank correlation with itself among random masks at 95 % of one clip is "
         text += f"then {ranks['mean']:.3f} (lowest {ranks['lowest']:.3f})"
+    if (steady := found["steady"])["pairs"]:
+        text += f". Where it is moved by less than {STEADY:g} ({steady['pairs']} pairs), the "
+        text += f"surrogate is {steady['median']:.3f} (median), {steady['95 %']:.3f} (95 %) and at "
+        text += f"most {steady['largest']:.3f} from it"
     return text + ".\n"
 
 
