@@ -15,8 +15,10 @@ RUN gets rows.csv, summary.json, table.md and accuracy.png. A run that was stopp
 was when the same command is given again. A clip takes some six seconds on two cores.
 """
 
+import functools
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 import tyro
@@ -69,6 +72,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "level": float,
     **{name: float for metric in DEVICE for name in (metric, f"device_{metric}")},
     **{f"moved_{metric}": float for metric in MOVED},
+    **{f"slope_{metric}": float for metric in DEVICE},
     "reasons": json.loads,
 }
 
@@ -159,10 +163,11 @@ def compare(
         )
         for i, pair in enumerate(pairs)
     ]
-    values = _on_device(signal, [pair.signal for pair in pairs])
+    values, slopes = _on_device(signal, [pair.signal for pair in pairs])
     for i, (row, scores) in enumerate(pending):
         results = {name: future.result() for name, future in scores.items()}
         row |= {f"device_{metric}": float(values[metric][i]) for metric in DEVICE}
+        row |= {f"slope_{metric}": float(slopes[metric][i]) for metric in DEVICE}
         row |= {name: result.value for name, result in results.items()}
         row["reasons"] = {name: result.reason for name, result in results.items() if result.reason}
         yield row
@@ -177,17 +182,35 @@ def _submit(signal: np.ndarray, pair: Degraded, pool: ScorePool) -> dict[str, Fu
     return scores | {f"moved_{metric}": submit(metric, _SILENCE) for metric in MOVED}
 
 
-def _on_device(signal: np.ndarray, estimates: list[np.ndarray]) -> dict[Metric, np.ndarray]:
+def _on_device(
+    signal: np.ndarray, estimates: list[np.ndarray]
+) -> tuple[dict[Metric, np.ndarray], dict[Metric, np.ndarray]]:
+    """Each metric of the pairs, and the largest entry of each gradient."""
     # Filled up, so that nothing is compiled anew.
     padded = np.stack(estimates + estimates[:1] * (-len(estimates) % _BATCH))
     batches = padded.reshape(-1, _BATCH, signal.size)
     reference = np.broadcast_to(signal, batches.shape[1:])
-    return {
-        metric: np.concatenate(
-            [device(reference=reference, estimate=y, sample_rate=SAMPLE_RATE) for y in batches]
+    values, slopes = {}, {}
+    for metric in DEVICE:
+        parts = [_value_and_slope(metric)(reference, estimate) for estimate in batches]
+        values[metric], slopes[metric] = (
+            np.concatenate(arrays) for arrays in zip(*parts, strict=True)
         )
-        for metric, device in DEVICE.items()
-    }
+    return values, slopes
+
+
+@functools.cache
+def _value_and_slope(metric: Metric) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def total(estimate: jax.Array, reference: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value = DEVICE[metric](reference=reference, estimate=estimate, sample_rate=SAMPLE_RATE)
+        return value.sum(), value
+
+    @jax.jit
+    def both(reference: jax.Array, estimate: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gradient, value = jax.grad(total, has_aux=True)(estimate, reference)
+        return value, jnp.max(jnp.abs(gradient), axis=1)
+
+    return both
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
@@ -202,6 +225,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
         }
         found: dict[str, Any] = {"kinds": {k: line for k, line in lines.items() if line["pairs"]}}
         masks = [row for row in rows if row["kind"] in MASK_KINDS]
+        found["finite_gradients"] = sum(math.isfinite(row[f"slope_{metric}"]) for row in rows)
         found["masks_of_a_clip"] = ranks_in_clips(masks, f"device_{metric}", metric)
         same = [row for row in rows if row["kind"] == "one sparsity"]
         found["masks_of_one_sparsity"] = ranks_in_clips(same, f"device_{metric}", metric)
@@ -274,6 +298,7 @@ def table(summary: dict[str, Any]) -> str:
         text += " value.\n\n" if metric in MOVED else " value (`pystoi`).\n\n"
         header = ["made worse by", "pairs", "median", "95 %", "largest", "mean difference"]
         text += report.grid([*header, "rank correlation"], lines)
+        text += f"\nThe gradient is finite for {found['finite_gradients']} of {summary['pairs']}.\n"
         for key, words in (
             ("masks_of_a_clip", "the masks of each clip, all kinds and sparsities"),
             ("masks_of_one_sparsity", "random masks at 95 % of one clip"),

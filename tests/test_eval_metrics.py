@@ -121,6 +121,8 @@ def test_the_summary_is_of_the_rows(finished):
     assert line["median"] == pytest.approx(np.median(errors))
     assert line["largest"] == pytest.approx(max(errors))
     assert summary["stoi"]["kinds"]["all"]["largest"] < 1e-3
+    assert all(summary[metric]["finite_gradients"] == len(rows) for metric in metrics.DEVICE)
+    assert min(row["slope_pesq_wb"] for row in rows) > 0
     assert summary["pesq_wb"]["masks_of_a_clip"]["clips"] == 2
     assert summary["pesq_wb"]["masks_of_one_sparsity"]["clips"] == 1
     text = (finished / "table.md").read_text()
