@@ -89,12 +89,13 @@ class Settings:
     """Split of a prepared data set, by default train."""
     networks: tuple[str, ...] = pretrained.NAMES
     """Shipped networks to evaluate."""
-    params: Path | None = None
-    """A safetensors file of parameters to evaluate instead of the shipped networks."""
+    params: tuple[Path, ...] = ()
+    """Safetensors files of parameters to evaluate instead of the shipped networks; where several
+    have the same name, that of their folder stands for them."""
     mask: MaskKind = "random"
     """Masks for --params; a shipped network's name says which it is meant for."""
-    sparsity: float = 0.95
-    """Sparsity for --params and for the network "mixed"."""
+    sparsity: tuple[float, ...] = (0.95,)
+    """Sparsities for --params and for the network "mixed"."""
     interpolations: tuple[Interpolation, ...] = ("nearest", "linear", "clough-tocher")
     """Interpolations to compare with, on the networks' masks and with all phases."""
     keep_observed: Literal["yes", "no", "both"] = "both"
@@ -202,41 +203,33 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def _check(settings: Settings) -> None:
     # Not in the dataclass: the parser would make ten lines of the one.
-    if not 0 < settings.sparsity < 1:
-        raise SettingsError(f"sparsity {settings.sparsity} is not between 0 and 1")
+    for sparsity in settings.sparsity:
+        if not 0 < sparsity < 1:
+            raise SettingsError(f"sparsity {sparsity} is not between 0 and 1")
     for name in ("limit", "batch", "n_samples", "workers", "griffin_lim_iterations"):
         if (value := getattr(settings, name)) is not None and value < 1:
             raise SettingsError(f"{name} must be at least 1")
-    for name in ("seeds", "phases", "networks", "interpolations"):
+    for name in ("seeds", "phases", "networks", "sparsity", "interpolations", "params"):
         values = getattr(settings, name)
-        if len(set(values)) < len(values) or (not values and name != "interpolations"):
+        if len(set(values)) < len(values) or not (values or name in ("interpolations", "params")):
             raise SettingsError(f"{name} needs at least one value, each of them once")
+    if len(set(names := params_names(settings.params))) < len(names):
+        raise SettingsError("params need different names, or folders with different names")
 
 
 def make_methods(settings: Settings) -> list[Method]:
     """The ceiling, each network with the masks that it is meant for, and what to compare with."""
     no_mask: tuple[Phases, ...] = tuple(phases for phases in settings.phases if phases != "kept")
     methods = [Method("ceiling", None, 0.0, (False,), no_mask, (0,), lambda dense, _: dense)]
-    networks: list[tuple[str, MaskKind, float]]
-    if settings.params:
-        networks = [(settings.params.stem, settings.mask, settings.sparsity)]
-    else:
-        networks = [(name, *purpose(name, settings.sparsity)) for name in settings.networks]
     keep = {"yes": (True,), "no": (False,), "both": (False, True)}[settings.keep_observed]
-    for name, mask, sparsity in networks:
-        apply, params, card = (
-            pretrained.load_weights(settings.params)
-            if settings.params
-            else pretrained.load_pretrained(name)
-        )
+    masks: dict[tuple[MaskKind, float], None] = {}
+    for name, (apply, params, card) in load_networks(settings):
         fill = network_fill(apply, params)
-        methods.append(
-            Method(
-                name, mask, sparsity, keep, settings.phases, settings.seeds, fill, card["sha256"]
-            )
-        )
+        for mask, sparsity in purposes(settings, name):
+            masks[mask, sparsity] = None
+            more = (keep, settings.phases, settings.seeds, fill, card["sha256"])
+            methods.append(Method(name, mask, sparsity, *more))
     all_phases: tuple[Phases, ...] = ("all",)
-    masks = list(dict.fromkeys(network[1:] for network in networks))
     for mask, sparsity in masks:
         for kind in settings.interpolations:
             fill = interpolation_fill(kind)
@@ -244,10 +237,34 @@ def make_methods(settings: Settings) -> list[Method]:
     return methods
 
 
-def purpose(name: str, sparsity: float) -> tuple[MaskKind, float]:
-    """Masks that a shipped network is meant for; the mixed one takes any sparsity."""
+def load_networks(settings: Settings) -> Iterator[tuple[str, pretrained.Pretrained]]:
+    """The networks to evaluate, each with its name.
+
+    Raises:
+        OSError: If one can't be found.
+        WeightsError: If one is damaged.
+    """
+    if not settings.params:
+        yield from ((name, pretrained.load_pretrained(name)) for name in settings.networks)
+    for name, path in zip(params_names(settings.params), settings.params, strict=False):
+        yield name, pretrained.load_weights(path)
+
+
+def params_names(paths: Sequence[Path]) -> list[str]:
+    """The files' names without ending, or those of their folders where these are not enough."""
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [path.absolute().parent.name for path in paths]
+    return names
+
+
+def purposes(settings: Settings, name: str) -> list[tuple[MaskKind, float]]:
+    """Masks that a network is evaluated on: a shipped one on those that it is meant for."""
     kind, _, percent = name.partition("-")
-    return ("random", int(percent) / 100) if kind == "random" else ("mixed", sparsity)
+    if kind == "random" and not settings.params:
+        return [("random", int(percent) / 100)]
+    mask: MaskKind = settings.mask if settings.params else "mixed"
+    return [(mask, sparsity) for sparsity in settings.sparsity]
 
 
 def network_fill(apply: Callable, params: Any) -> Fill:
@@ -492,6 +509,10 @@ def _identity(
     """What decides on the rows' values, as JSON."""
     names = "\n".join(clip.name for clip in clips)
     values = {k: v for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
+    # As when there was but one of each.
+    for name in ("params", "sparsity"):
+        if len(values[name]) < 2:
+            values[name] = values[name][0] if values[name] else None
     return _jsonable(values) | {
         "clips": hashlib.sha256(os.fsencode(names)).hexdigest(),
         "weights": {method.name: method.weights for method in methods if method.weights},
@@ -499,10 +520,12 @@ def _identity(
 
 
 def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: portable_path(value) if isinstance(value, Path) else value
-        for name, value in settings.items()
-    }
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(each) for each in value]
+        return portable_path(value) if isinstance(value, Path) else value
+
+    return {name: plain(value) for name, value in settings.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -203,26 +204,43 @@ def test_masks_depend_on_the_seed_and_the_clips_name_only(data, monkeypatch):
 def test_an_interpolation_is_closer_where_more_is_kept(data):
     errors = [
         reconstruction.run(
-            settings(data / "0", networks=(name,), sparsity=sparsity, interpolations=("linear",))
+            settings(data / "0", networks=(name,), sparsity=(sparsity,), interpolations=("linear",))
         )["groups"][-1]["mse"]["mean"]
         for name, sparsity in (("mixed", 0.8), ("mixed", 0.95))
     ]
     assert 0 < errors[0] < errors[1]
 
 
-def test_a_file_of_parameters_instead_of_the_shipped_networks(data, monkeypatch, tmp_path):
-    file = tmp_path / "mine.safetensors"
+def test_files_of_parameters_instead_of_the_shipped_networks(data, monkeypatch, tmp_path):
+    mine, other = (tmp_path / name / "network.safetensors" for name in ("mine", "other"))
+    offsets = {mine: 2.0, other: 3.0}
     monkeypatch.setattr(
         reconstruction.pretrained,
         "load_weights",
-        lambda path: (apply, {file: {"offset": 2.0}}[path], {"sha256": ""}),
+        lambda path: (apply, {"offset": offsets[path]}, {"sha256": ""}),
     )
-    summary = reconstruction.run(
-        settings(data, params=file, mask="mixed", sparsity=0.9, limit=1, keep_observed="yes")
+    chosen = settings(
+        data, mask="mixed", sparsity=(0.8, 0.9), limit=1, keep_observed="yes", scores=False
     )
-    group = summary["groups"][1]
-    assert (group["method"], group["mask"], group["sparsity"]) == ("mine", "mixed", 0.9)
-    assert group["mse"]["mean"] == pytest.approx(0.9 * 4, rel=1e-3)
+    one = reconstruction.run(replace(chosen, params=(mine,)))["groups"]
+    assert [(g["method"], g["mask"], g["sparsity"]) for g in one[1:]] == [
+        ("network", "mixed", 0.8),
+        ("network", "mixed", 0.9),
+    ]
+    both = reconstruction.run(replace(chosen, params=(mine, other)))["groups"]
+    found = {(g["method"], g["sparsity"]): g["mse"]["mean"] for g in both[1:]}
+    expected = {
+        (path.parent.name, sparsity): sparsity * offset**2
+        for path, offset in offsets.items()
+        for sparsity in (0.8, 0.9)
+    }
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_networks_that_would_have_the_same_name_are_refused(data, tmp_path):
+    files = (tmp_path / "a" / "x" / "network.safetensors", tmp_path / "b" / "x" / "network.other")
+    with pytest.raises(reconstruction.SettingsError, match="different names"):
+        reconstruction.run(settings(data, params=files))
 
 
 def test_missing_values_never_hide_in_a_mean():

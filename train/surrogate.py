@@ -135,9 +135,11 @@ def make_pairs(clip: Clip, n_samples: int, path: Path, pool: ScorePool) -> Path:
         ]
         for band in BANDS
     }
+    reference = np.broadcast_to(signal, (len(estimates), signal.size))
     for band in BANDS:
-        content[f"{band}-original"], content[f"{band}-speech"] = _analyze(signal[None], band)
-        content[f"{band}-degraded"], _ = _analyze(np.stack(estimates), band)
+        original, degraded, speech = jax.device_get(_analysis(band)(reference, np.stack(estimates)))
+        content[f"{band}-original"], content[f"{band}-speech"] = original[:1], speech[:1]
+        content[f"{band}-degraded"] = degraded
         content[f"{band}-pesq"] = np.array([future.result().value for future in futures[band]])
     # Under another name till it is whole.
     partial = path.with_suffix(".partial.npz")
@@ -150,13 +152,9 @@ def _metric(band: Band) -> Metric:
     return "pesq_wb" if band == "wb" else "pesq_nb"
 
 
-def _analyze(signals: np.ndarray, band: Band) -> Any:
-    return jax.device_get(_analysis(band)(signals))
-
-
 @functools.cache
 def _analysis(band: Band) -> Any:
-    return jax.jit(jax.vmap(lambda signal: analyze(signal, SAMPLE_RATE, band)))
+    return jax.jit(jax.vmap(lambda x, y: analyze(x, y, SAMPLE_RATE, band)))
 
 
 def load_pairs(files: Iterable[Path], band: Band) -> Pairs:

@@ -68,7 +68,7 @@ _WINDOW_POWER, _CLIP_POWER = 6.0, 2.0
 _MAPPING = {"wb": (1.3669, 3.8224), "nb": (1.4945, 4.6607)}
 _LOWEST, _RANGE = 0.999, 4.0
 _TINY = 1e-20
-# Added to the mean square, so that silence has a finite gradient: 120 dB below the peak.
+# Added to mean squares, so that silence has a finite gradient: 120 dB below the peak.
 _SILENCE = 1e-12
 _NO_PEAK = 1e-30
 
@@ -183,41 +183,49 @@ def _surrogate(
     reference: Batch, estimate: Batch, calibration: Calibration, sample_rate: int, band: Band
 ) -> Float[Array, " B"]:
     def one(x: Waveform, y: Waveform) -> Array:
-        original, speech = analyze(x, sample_rate, band)
-        return score(original, analyze(y, sample_rate, band)[0], speech, calibration, band)
+        return score(*analyze(x, y, sample_rate, band), calibration, band)
 
     return per_example(one, reference, estimate)
 
 
-def analyze(signal: Waveform, sample_rate: int, band: Band) -> tuple[Powers, Float[Array, " T"]]:
-    """Powers in bands over the clip's level, and 1 in frames from the first speech to the last.
+def analyze(
+    reference: Waveform, estimate: Waveform, sample_rate: int, band: Band
+) -> tuple[Powers, Powers, Float[Array, " T"]]:
+    """Both clips' powers in bands over their levels, and 1 in frames that count, else 0.
 
-    P.862, 10.1.1 to 10.1.2 and 10.2.3 to 10.2.5. The power over the level does not depend on the
-    calibration.
+    P.862, 10.1.1 to 10.1.2 and 10.2.3 to 10.2.5. The frames are those from the reference's first
+    speech to its last. Otherwise than there the level is that of these frames alone, so that what
+    is outside, where nothing is judged, doesn't make the rest quieter.
     """
-    heard = _receive(signal, sample_rate, band)
+    config = _frames(sample_rate)
+    x, y = (_receive(signal, sample_rate, band) for signal in (reference, estimate))
+    speech = _speech_frames(x, config)
+
+    def powers(heard: Waveform) -> Powers:
+        spectrum = stft(heard, config)
+        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+        in_level = _level_weights(band, sample_rate)
+        level = in_level @ power @ speech / jnp.maximum(jnp.sum(speech), 1.0)
+        return power.T @ _bands(config.n_bins) / (level + _SILENCE * config.n_fft**2)
+
+    return powers(x), powers(y), speech
+
+
+def _frames(sample_rate: int) -> STFTConfig:
     n_fft = round(sample_rate / BIN_HZ)
-    config = STFTConfig(n_fft, n_fft, n_fft // 2, center=False)
-    spectrum = stft(heard, config)
-    # Over that of a sound of the level in a single bin, by the power of a Hann window.
-    full = _LEVEL * 0.375 * n_fft**2 / 2
-    power = (jnp.square(spectrum.real) + jnp.square(spectrum.imag)) / full
-    return power.T @ _bands(config.n_bins), _speech_frames(heard, config)
+    return STFTConfig(n_fft, n_fft, n_fft // 2, center=False)
 
 
 def _receive(signal: Waveform, sample_rate: int, band: Band) -> Waveform:
-    """Brings a sound to its level, in units of 16-bit samples, and to the listener's ear."""
+    """What of a sound, its peak at 1, comes to the listener's ear."""
     # The result depends on no scale, and squares of what a network may put out overflow.
     peak = lax.stop_gradient(jnp.max(jnp.abs(signal)))
     signal = signal / jnp.where(peak > _NO_PEAK, peak, 1.0)
     # Beyond its end the filter's ringing finds zeros.
     n_fft = cast(int, scipy.fft.next_fast_len(signal.size + round(sample_rate / BIN_HZ), True))
-    spectrum = jnp.fft.rfft(signal, n_fft)
-    in_level, gain = _input_filter(band, sample_rate, n_fft)
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    mean_square = (in_level @ power) * (2 / n_fft / signal.size) + _SILENCE
-    heard = jnp.fft.irfft(spectrum * gain, n_fft)[: signal.size]
-    return heard * jnp.sqrt(_LEVEL / mean_square)
+    hertz = np.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
+    spectrum = jnp.fft.rfft(signal, n_fft) * _input_filter(band, hertz).astype(np.float32)
+    return jnp.fft.irfft(spectrum, n_fft)[: signal.size]
 
 
 def score(
@@ -321,10 +329,12 @@ def _norm(powers: Float[Array, "R C"], n: Number, power: Number) -> Float[Array,
     return jnp.where(some, jnp.where(some, mean, 1.0) ** (1 / power), 0.0)
 
 
-def _speech_frames(signal: Waveform, config: STFTConfig) -> Float[Array, " T"]:
+def _speech_frames(heard: Waveform, config: STFTConfig) -> Float[Array, " T"]:
     """1 from the first frame that holds speech to the last one, else 0 (P.862, 10.2.3)."""
-    loud = jnp.convolve(jnp.abs(lax.stop_gradient(signal)), jnp.ones(5), "same") > _SPEECH_SUM
-    n_frames = config.n_frames(signal.shape[0])
+    size = jnp.abs(lax.stop_gradient(heard))
+    level = jnp.sqrt(jnp.mean(jnp.square(size)) + _SILENCE)
+    loud = jnp.convolve(size / level, jnp.ones(5), "same") > _SPEECH_SUM / math.sqrt(_LEVEL)
+    n_frames = config.n_frames(heard.shape[0])
     loud = loud.astype(jnp.float32)
     spoken = frame_signal(loud, config.n_fft, config.hop_length, n_frames).any(axis=1)
     begun = jnp.cumsum(spoken) > 0
@@ -341,16 +351,20 @@ def _bands(n_bins: int) -> np.ndarray:
     return (np.maximum(shared, 0) / BIN_HZ).astype(np.float32)
 
 
-@functools.lru_cache(maxsize=8)
-def _input_filter(band: Band, sample_rate: int, n_fft: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which bins count for the level, and what handset or headphone do to amplitudes, [F] each."""
-    hertz = np.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
-    in_level = (hertz >= _LEVEL_HZ[0]) & (hertz <= _LEVEL_HZ[1])
+def _input_filter(band: Band, hertz: np.ndarray) -> np.ndarray:
+    """What the listener's handset or headphone does to amplitudes at these frequencies."""
     if band == "nb":
-        gain = 10 ** (np.interp(hertz, _IRS_HZ, _IRS_DB) / 20)
-    else:
-        gain = hertz**2 / np.sqrt(hertz**4 + _CORNER_HZ**4)
-    return in_level.astype(np.float32), gain.astype(np.float32)
+        return 10 ** (np.interp(hertz, _IRS_HZ, _IRS_DB) / 20)
+    return hertz**2 / np.sqrt(hertz**4 + _CORNER_HZ**4)
+
+
+@functools.cache
+def _level_weights(band: Band, sample_rate: int) -> np.ndarray:
+    """Weights [F] of a frame's bins in the level, which is that of the sound before the filter."""
+    hertz = np.arange(_frames(sample_rate).n_bins) * BIN_HZ
+    inside = (hertz >= _LEVEL_HZ[0]) & (hertz <= _LEVEL_HZ[1])
+    gain = np.where(inside, _input_filter(band, hertz), 1.0)
+    return (inside / gain**2).astype(np.float32)
 
 
 @functools.cache
