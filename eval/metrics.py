@@ -7,9 +7,8 @@ differences, kind by kind. STOI and extended STOI should be the same; the surrog
 is compared with it. Rank correlations are over all pairs, over the masks of each clip, and over
 random masks of the same sparsity of some clips, as they are in a search's first generation.
 
-`pesq` finds delays where there are none: so it is also asked about the same pairs with a quarter
-of a second of silence before both sounds. How far that moves it is what no surrogate for aligned
-sounds can foresee.
+`pesq` is also asked about the same pairs with a quarter of a second of silence before both sounds.
+How far that moves it is what no surrogate for aligned sounds can foresee.
 
 RUN gets rows.csv, summary.json, table.md and accuracy.png. A run that was stopped goes on where it
 was when the same command is given again. A clip takes some six seconds on two cores.
@@ -43,6 +42,7 @@ from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES
 from jaxsparse.errors import AudioError, JaxsparseError, describe
 from jaxsparse.metrics import Metric, Score, ScorePool, estoi, pesq_surrogate, stoi
+from jaxsparse.metrics.surrogate import fingerprint
 from jaxsparse.types import SAMPLE_RATE
 
 # Metrics of the host, and what stands beside each on the device.
@@ -52,7 +52,13 @@ DEVICE: dict[Metric, Callable[..., jax.Array]] = {
     "stoi": stoi,
     "estoi": estoi,
 }
-TITLES = {
+NAMES: dict[Metric, str] = {
+    "pesq_wb": "surrogate_wb",
+    "pesq_nb": "surrogate_nb",
+    "stoi": "device_stoi",
+    "estoi": "device_estoi",
+}
+TITLES: dict[Metric, str] = {
     "pesq_wb": "Surrogate of PESQ, wide band",
     "pesq_nb": "Surrogate of PESQ, narrow band",
     "stoi": "STOI",
@@ -70,9 +76,9 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "pair": int,
     "kind": str,
     "level": float,
-    **{name: float for metric in DEVICE for name in (metric, f"device_{metric}")},
+    **{name: float for metric in DEVICE for name in (metric, NAMES[metric])},
     **{f"moved_{metric}": float for metric in MOVED},
-    **{f"slope_{metric}": float for metric in DEVICE},
+    **{f"{NAMES[metric]}_slope": float for metric in DEVICE},
     "reasons": json.loads,
 }
 
@@ -116,15 +122,19 @@ def run(settings: Settings) -> dict[str, Any]:
         FileExistsError: If `settings.out` holds a run with other settings.
         OSError: If the clips can't be found or the results can't be written.
         RowsError: If what is in `settings.out` is damaged.
-        SettingsError: If a setting is out of range.
+        SettingsError: If a setting is out of range, or clips have the same name.
     """
-    bounds = {"generation": 2, "generation_clips": 0, "limit": 1, "n_samples": 1, "workers": 1}
+    bounds = {"generation": 2, "generation_clips": 0, "limit": 1, "workers": 1}
+    # What `pesq` takes at least.
+    bounds["n_samples"] = SAMPLE_RATE // 4
     for name, least in bounds.items():
         if (value := getattr(settings, name)) is not None and value < least:
             raise SettingsError(f"{name} must be at least {least}")
     clips = [clip for data in settings.data for clip in find_clips(data, None)[: settings.limit]]
-    names = ("seed", "generation", "n_samples")
-    identity = {name: getattr(settings, name) for name in names}
+    if len({clip.name for clip in clips}) < len(clips):
+        raise SettingsError("clips of several folders need different names")
+    names = ("seed", "generation", "generation_clips", "n_samples")
+    identity = {name: getattr(settings, name) for name in names} | {"calibration": fingerprint()}
     out = RowFile(settings.out, COLUMNS, identity)
     with ScorePool(settings.workers) as pool, out:
         done = {row["clip"] for row in out.rows}
@@ -132,8 +142,7 @@ def run(settings: Settings) -> dict[str, Any]:
             if clip.name in done:
                 continue
             # All of a clip or nothing of it: a stopped run begins with whole clips.
-            for row in list(compare(settings, clip, i < settings.generation_clips, pool)):
-                out.add(row)
+            out.add(*compare(settings, clip, i < settings.generation_clips, pool))
     summary = summarize(out.rows)
     atomic_write(settings.out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     atomic_write(settings.out / "table.md", table(summary).encode())
@@ -166,8 +175,8 @@ def compare(
     values, slopes = _on_device(signal, [pair.signal for pair in pairs])
     for i, (row, scores) in enumerate(pending):
         results = {name: future.result() for name, future in scores.items()}
-        row |= {f"device_{metric}": float(values[metric][i]) for metric in DEVICE}
-        row |= {f"slope_{metric}": float(slopes[metric][i]) for metric in DEVICE}
+        row |= {NAMES[metric]: float(values[metric][i]) for metric in DEVICE}
+        row |= {f"{NAMES[metric]}_slope": float(slopes[metric][i]) for metric in DEVICE}
         row |= {name: result.value for name, result in results.items()}
         row["reasons"] = {name: result.reason for name, result in results.items() if result.reason}
         yield row
@@ -220,21 +229,21 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
         # Those of one sparsity are of a few clips, and would weigh these more than the others.
         groups = {"all": [row for row in rows if row["kind"] != "one sparsity"]}
         groups |= {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
-        lines = {
-            kind: differences(group, f"device_{metric}", metric) for kind, group in groups.items()
-        }
+        lines = {kind: differences(group, NAMES[metric], metric) for kind, group in groups.items()}
         found: dict[str, Any] = {"kinds": {k: line for k, line in lines.items() if line["pairs"]}}
         masks = [row for row in rows if row["kind"] in MASK_KINDS]
-        found["finite_gradients"] = sum(math.isfinite(row[f"slope_{metric}"]) for row in rows)
-        found["masks_of_a_clip"] = ranks_in_clips(masks, f"device_{metric}", metric)
+        found["finite_gradients"] = sum(
+            math.isfinite(row[f"{NAMES[metric]}_slope"]) for row in rows
+        )
+        found["masks_of_a_clip"] = ranks_in_clips(masks, NAMES[metric], metric)
         same = [row for row in rows if row["kind"] == "one sparsity"]
-        found["masks_of_one_sparsity"] = ranks_in_clips(same, f"device_{metric}", metric)
+        found["masks_of_one_sparsity"] = ranks_in_clips(same, NAMES[metric], metric)
         if metric in MOVED:
             steady = [r for r in groups["all"] if abs(r[f"moved_{metric}"] - r[metric]) < STEADY]
             found["moved"] = differences(groups["all"], f"moved_{metric}", metric)
-            found["steady"] = differences(steady, f"device_{metric}", metric)
+            found["steady"] = differences(steady, NAMES[metric], metric)
             found["moved_masks_of_one_sparsity"] = ranks_in_clips(same, f"moved_{metric}", metric)
-        summary[metric] = found
+        summary[NAMES[metric]] = found
     return summary
 
 
@@ -284,7 +293,7 @@ def table(summary: dict[str, Any]) -> str:
     text = f"{summary['pairs']} pairs of {summary['clips']} clips; 'all' is without those of one "
     text += "sparsity, which are of a few clips alone.\n"
     for metric, title in TITLES.items():
-        found, digits = summary[metric], 3 if metric in MOVED else 6
+        found, digits = summary[NAMES[metric]], 3 if metric in MOVED else 6
         names = ("median", "95 %", "largest", "mean difference")
         lines = [
             [
@@ -313,6 +322,8 @@ def table(summary: dict[str, Any]) -> str:
 
 def _moved(found: dict[str, Any]) -> str:
     moved, ranks = found["moved"], found["moved_masks_of_one_sparsity"]
+    if not moved["pairs"]:
+        return ""
     text = "\nA quarter of a second of silence before both sounds moves `pesq` itself by "
     text += f"{moved['median']:.3f} (median), {moved['95 %']:.3f} (95 %) and at most "
     text += f"{moved['largest']:.3f}"
@@ -338,9 +349,12 @@ def plot(rows: Sequence[Row]) -> bytes:
     panels = figure.subplots(2, 2).ravel()
     for axes, (metric, title) in zip(panels, TITLES.items(), strict=True):
         for kind in KINDS:
-            x, y = _both([r for r in rows if r["kind"] == kind], metric, f"device_{metric}")
+            x, y = _both([r for r in rows if r["kind"] == kind], metric, NAMES[metric])
             axes.plot(x, y, ".", markersize=3, label=kind)
-        low, high = min(axes.get_xlim()[0], axes.get_ylim()[0]), max(*axes.get_xlim())
+        low, high = (
+            min(axes.get_xlim()[0], axes.get_ylim()[0]),
+            max(axes.get_xlim()[1], axes.get_ylim()[1]),
+        )
         axes.plot((low, high), (low, high), "k-", linewidth=0.5)
         package = "pesq" if metric in MOVED else "pystoi"
         axes.set(title=title, xlabel=f"{package}", ylabel="on the device")

@@ -246,7 +246,7 @@ def load_networks(settings: Settings) -> Iterator[tuple[str, pretrained.Pretrain
     """
     if not settings.params:
         yield from ((name, pretrained.load_pretrained(name)) for name in settings.networks)
-    for name, path in zip(params_names(settings.params), settings.params, strict=False):
+    for name, path in zip(params_names(settings.params), settings.params, strict=True):
         yield name, pretrained.load_weights(path)
 
 

@@ -49,7 +49,7 @@ class RowFile:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
         self.settings = json.loads(json.dumps(settings))
         self.path = out / "rows.csv"
-        _check_settings(out / "settings.json", self.settings)
+        check_settings(out / "settings.json", self.settings)
         self.rows = self._read()
         self._file: TextIO | None = None
 
@@ -62,19 +62,19 @@ class RowFile:
             with contextlib.suppress(OSError):
                 self._file.close()
 
-    def add(self, row: Row) -> None:
-        """Appends a row; with the first one the folder is made.
+    def add(self, *rows: Row) -> None:
+        """Appends rows in one piece; with the first ones the folder is made.
 
         Raises:
             OSError: If it can't be written; the file is named.
         """
         try:
             file = self._file or self._open()
-            file.write(self._lines([row]))
+            file.write(self._lines(rows))
             file.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-        self.rows.append(row)
+        self.rows.extend(rows)
 
     def _open(self) -> TextIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,13 @@ class RowFile:
         return text.getvalue()
 
 
-def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses to go on with a run of other settings, as JSON; none is fine.
+
+    Raises:
+        FileExistsError: If they are others, or the folder has rows without settings.
+        RowsError: If the file is damaged.
+    """
     if not path.exists():
         if path.with_name("rows.csv").exists():
             raise FileExistsError(

@@ -14,6 +14,7 @@ import numpy as np
 
 Metric = Literal["pesq_wb", "pesq_nb", "stoi", "estoi"]
 
+PESQ: dict[str, Metric] = {"wb": "pesq_wb", "nb": "pesq_nb"}
 PESQ_RATES = {"pesq_wb": (16_000,), "pesq_nb": (8_000, 16_000)}
 PESQ_SEGMENT_SECONDS = 20
 # Thirty half-overlapping frames of 256 samples at the 10 kHz at which STOI is defined.

@@ -11,9 +11,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxsparse import losses
+from jaxsparse._scoring import PESQ
 from jaxsparse.masks import unpack_mask
-from jaxsparse.metrics import Metric, ScorePool
-from jaxsparse.metrics.surrogate import pesq_surrogate
+from jaxsparse.metrics import ScorePool
+from jaxsparse.metrics.surrogate import fingerprint, pesq_surrogate
 from jaxsparse.nn.network import Apply, Params
 from jaxsparse.reconstruct import reconstruct_spectrogram, to_waveform
 from jaxsparse.search.base import HostObjective, chunk_size
@@ -108,7 +109,7 @@ def _surrogate(
         return -scores[0], {"mse": error}
 
     # Its name tells checkpoints which of them it is.
-    about = f"{band}, keep_observed={keep_observed}, {config}"
+    about = f"{band} {fingerprint()}, keep_observed={keep_observed}, {config}"
     objective.__qualname__ = f"surrogate_objective({about})"
     return objective
 
@@ -149,7 +150,7 @@ def pesq_objective(
     """
     reference = np.asarray(waveform)
     synthesize = _synthesis(apply, keep_observed, config, len(reference))
-    metric: Metric = "pesq_wb" if band == "wb" else "pesq_nb"
+    metric = PESQ[band]
     completion = mse_objective(apply, params, spectrogram, keep_observed=keep_observed)
     # Sound takes about as much as the spectrogram that it is made of.
     chunk = min(max(chunk_size(completion, spectrogram.shape, chunk_bytes) // 2, 1), _MAX_CHUNK)

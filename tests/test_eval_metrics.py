@@ -98,7 +98,7 @@ def test_each_pair_has_what_host_and_device_say(finished, data):
             sample_rate=SAMPLE_RATE,
             band="nb",
         )
-        assert row["device_pesq_nb"] == pytest.approx(float(said[0]), abs=1e-3)
+        assert row["surrogate_nb"] == pytest.approx(float(said[0]), abs=1e-3)
         silence = np.zeros(SAMPLE_RATE // 4, np.float32)
         x, y = (np.concatenate([silence, sound]) for sound in (signal, pair.signal))
         assert row["moved_pesq_wb"] == pytest.approx(pesq(SAMPLE_RATE, x, y, "wb"))
@@ -107,24 +107,25 @@ def test_each_pair_has_what_host_and_device_say(finished, data):
 def test_the_summary_is_of_the_rows(finished):
     rows, summary = read_rows(finished), json.loads((finished / "summary.json").read_text())
     pairs = [row for row in rows if row["kind"] != "one sparsity"]
-    errors = [abs(row["device_pesq_wb"] - row["pesq_wb"]) for row in pairs]
-    line = summary["pesq_wb"]["kinds"]["all"]
+    errors = [abs(row["surrogate_wb"] - row["pesq_wb"]) for row in pairs]
+    line = summary["surrogate_wb"]["kinds"]["all"]
     assert (line["pairs"], summary["pairs"]) == (len(pairs), len(rows))
     steady = [
         error
         for row, error in zip(pairs, errors, strict=True)
         if abs(row["moved_pesq_wb"] - row["pesq_wb"]) < metrics.STEADY
     ]
-    assert summary["pesq_wb"]["steady"]["pairs"] == len(steady)
+    assert summary["surrogate_wb"]["steady"]["pairs"] == len(steady)
     if steady:
-        assert summary["pesq_wb"]["steady"]["largest"] == pytest.approx(max(steady))
+        assert summary["surrogate_wb"]["steady"]["largest"] == pytest.approx(max(steady))
     assert line["median"] == pytest.approx(np.median(errors))
     assert line["largest"] == pytest.approx(max(errors))
-    assert summary["stoi"]["kinds"]["all"]["largest"] < 1e-3
-    assert all(summary[metric]["finite_gradients"] == len(rows) for metric in metrics.DEVICE)
-    assert min(row["slope_pesq_wb"] for row in rows) > 0
-    assert summary["pesq_wb"]["masks_of_a_clip"]["clips"] == 2
-    assert summary["pesq_wb"]["masks_of_one_sparsity"]["clips"] == 1
+    assert summary["device_stoi"]["kinds"]["all"]["largest"] < 1e-3
+    names = metrics.NAMES.values()
+    assert all(summary[name]["finite_gradients"] == len(rows) for name in names)
+    assert min(row["surrogate_wb_slope"] for row in rows) > 0
+    assert summary["surrogate_wb"]["masks_of_a_clip"]["clips"] == 2
+    assert summary["surrogate_wb"]["masks_of_one_sparsity"]["clips"] == 1
     text = (finished / "table.md").read_text()
     assert f"| all | {len(pairs)} |" in text
     assert (finished / "accuracy.png").stat().st_size > 0
@@ -154,7 +155,8 @@ def test_a_finished_run_is_not_computed_again(finished, data, monkeypatch):
     ("change", "words"),
     [
         (("--seed", "1"), "another seed"),
-        (("--n-samples", "0"), "n_samples must be at least 1"),
+        (("--n-samples", "27"), "n_samples must be at least 4000"),
+        (("--generation-clips", "2"), "another generation_clips"),
         (("--generation", "1"), "generation must be at least 2"),
         (("--data", "nowhere"), "nowhere"),
     ],
@@ -206,7 +208,31 @@ def test_pairs_that_are_there_are_not_made_again(calibration, monkeypatch):
     assert again["nb"]["calibration"] != result["nb"]["calibration"]
 
 
-def test_too_few_clips_are_refused(data, tmp_path, capsys):
-    flags = ["--data", str(data), "--out", str(tmp_path / "out"), "--clips", "1"]
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("--clips", "1"), "clips must be at least 2"),
+        (("--n-samples", "27"), "n_samples must be at least 4000"),
+        (("--workers", "-1"), "workers must be at least 1"),
+        (("--learning-rate", "nan"), "learning_rate"),
+        (("--n-samples", "8000"), "another n_samples"),
+        (("--data", "nowhere"), "nowhere"),
+    ],
+)
+def test_calibrations_are_refused_in_one_line(calibration, capsys, change, words):
+    settings, _ = calibration
+    flags = ["--data", str(settings.data), "--out", str(settings.out), "--clips", "3", *change]
     assert surrogate.main(flags) == 2
-    assert capsys.readouterr().err == "train.surrogate: clips must be at least 2\n"
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("train.surrogate: ") and error.count("\n") == 1
+
+
+def test_clips_without_any_score_are_reported(tmp_path, capsys):
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.flac", np.zeros(8_000), SAMPLE_RATE)
+    both = ["--data", str(tmp_path), "--n-samples", "8000", "--workers", "1"]
+    assert surrogate.main([*both, "--out", str(tmp_path / "calibration")]) == 2
+    assert capsys.readouterr().err == "train.surrogate: pesq scores none of the clips in wb\n"
+    flags = [*both, "--out", str(tmp_path / "run"), "--generation-clips", "0"]
+    assert metrics.main(flags) == 0
+    assert "| all |" not in (tmp_path / "run" / "table.md").read_text().partition("## STOI")[0]

@@ -8,7 +8,6 @@ import pytest
 from scipy import signal
 
 from jaxsparse.metrics.intelligibility import estoi, intelligibility, stoi
-from tests.reference import Compilations
 from tests.test_reference_metrics import noisy, speech_like
 
 RATE = 16_000
@@ -187,43 +186,6 @@ def test_the_gradient_is_that_of_finite_differences(extended):
             assert abs(difference) > 1e-3
             # What is clipped in STOI has kinks, which a step may cross.
             np.testing.assert_allclose(jnp.vdot(gradient, along), difference, rtol=1e-4)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_an_example_has_the_score_it_has_alone(metric, degraded):
-    x, y = (clips[:4] for clips in degraded)
-    batch = metric(reference=x, estimate=y, sample_rate=RATE)
-    alone = [
-        metric(reference=x[i : i + 1], estimate=y[i : i + 1], sample_rate=RATE) for i in (0, 3)
-    ]
-    np.testing.assert_allclose(batch[jnp.array([0, 3])], np.ravel(alone), atol=ATOL)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_clips_with_samples_that_are_not_finite_are_nan_alone(metric, degraded):
-    x, y = (clips[:4].copy() for clips in degraded)
-    clean = metric(reference=x, estimate=y, sample_rate=RATE)
-    x[1, 7], y[2, 9] = np.nan, np.inf
-
-    def total(y):
-        values = metric(reference=x, estimate=y, sample_rate=RATE)
-        return jnp.nansum(values), values
-
-    gradient, values = jax.grad(total, has_aux=True)(jnp.asarray(y))
-    np.testing.assert_array_equal(np.isnan(values), [False, True, True, False])
-    # Two programs: one with the derivative, one without.
-    np.testing.assert_allclose(values[::3], clean[::3], atol=1e-6)
-    np.testing.assert_array_equal(gradient[1:3], 0)
-    assert np.all(np.isfinite(gradient))
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_another_batch_is_not_compiled_anew(metric, degraded):
-    x, y = (clips[:4] for clips in degraded)
-    metric(reference=x, estimate=y, sample_rate=RATE)
-    with Compilations() as compiled:
-        metric(reference=y, estimate=x, sample_rate=RATE)
-    assert compiled.count == 0
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -50,7 +50,7 @@ NOT_IDENTITY = (
     "tensorboard",
 )
 # Settings that came later, with what every run did before.
-FORMERLY = {"loss": "mse"}
+FORMERLY = {"loss": "1*mse"}
 _log = logging.getLogger(__name__)
 
 
@@ -481,6 +481,8 @@ def _identity(settings: Settings) -> dict[str, Any]:
     values = dataclasses.asdict(settings)
     for name in NOT_IDENTITY:
         del values[name]
+    # With every weight, since the default ones may change.
+    values["loss"] = format_loss(parse_loss(settings.loss))
     return json.loads(json.dumps(values, default=portable_path))
 
 

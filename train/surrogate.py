@@ -9,8 +9,11 @@ cores, most of them for the pairs.
 """
 
 import functools
+import hashlib
 import itertools
 import json
+import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,11 +29,13 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from eval.degradations import degrade
+from eval.rows import check_settings
+from jaxsparse._scoring import PESQ
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
 from jaxsparse.errors import AudioError, JaxsparseError, describe
-from jaxsparse.metrics import Metric, ScorePool
+from jaxsparse.metrics import ScorePool
 from jaxsparse.metrics.surrogate import Band, Calibration, analyze, published, score
 from jaxsparse.types import SAMPLE_RATE
 from train.settings import SettingsError
@@ -80,16 +85,31 @@ def run(settings: Settings) -> dict[str, Any]:
     """Makes the pairs, calibrates both bands, writes and returns the result.
 
     Raises:
-        AudioError: If a clip can't be read.
+        AudioError: If a clip can't be read, or `pesq` can score none of them.
+        FileExistsError: If `settings.out` holds pairs of other clips.
         OSError: If the clips can't be found or the results can't be written.
+        RowsError: If what is in `settings.out` is damaged.
         SettingsError: If a setting is out of range.
     """
-    for name, least in {"clips": 2, "n_samples": 1, "epochs": 1, "batch": 1}.items():
-        if getattr(settings, name) < least:
+    # `pesq` takes a quarter of a second at least.
+    bounds = {"clips": 2, "n_samples": SAMPLE_RATE // 4, "epochs": 1, "batch": 1, "workers": 1}
+    for name, least in bounds.items():
+        if (value := getattr(settings, name)) is not None and value < least:
             raise SettingsError(f"{name} must be at least {least}")
+    if not 0 < settings.learning_rate < math.inf:
+        raise SettingsError("learning_rate must be more than 0 and finite")
     clips = find_clips(settings.data, None)[: settings.clips]
+    if len(clips) < 2:
+        raise SettingsError(f"{settings.data} has one clip, and another has to be held out")
     folder = settings.out / "pairs"
+    names = "\n".join(clip.name for clip in clips)
+    identity = {
+        "n_samples": settings.n_samples,
+        "clips": hashlib.sha256(os.fsencode(names)).hexdigest(),
+    }
+    check_settings(settings.out / "settings.json", identity)
     folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(settings.out / "settings.json", json.dumps(identity, indent=1).encode())
     with ScorePool(settings.workers) as pool:
         files = [
             make_pairs(clip, settings.n_samples, folder / f"{i:04}.npz", pool)
@@ -130,7 +150,7 @@ def make_pairs(clip: Clip, n_samples: int, path: Path, pool: ScorePool) -> Path:
     content: dict[str, np.ndarray] = {}
     futures = {
         band: [
-            pool.submit(_metric(band), reference=signal, estimate=y, sample_rate=SAMPLE_RATE)
+            pool.submit(PESQ[band], reference=signal, estimate=y, sample_rate=SAMPLE_RATE)
             for y in estimates
         ]
         for band in BANDS
@@ -148,17 +168,17 @@ def make_pairs(clip: Clip, n_samples: int, path: Path, pool: ScorePool) -> Path:
     return path
 
 
-def _metric(band: Band) -> Metric:
-    return "pesq_wb" if band == "wb" else "pesq_nb"
-
-
 @functools.cache
 def _analysis(band: Band) -> Any:
     return jax.jit(jax.vmap(lambda x, y: analyze(x, y, SAMPLE_RATE, band)))
 
 
 def load_pairs(files: Iterable[Path], band: Band) -> Pairs:
-    """The pairs of some clips that `pesq` could score."""
+    """The pairs of some clips that `pesq` could score.
+
+    Raises:
+        AudioError: If there is none.
+    """
     parts = []
     for path in files:
         with np.load(path) as file:
@@ -173,15 +193,22 @@ def load_pairs(files: Iterable[Path], band: Band) -> Pairs:
                     values[good].astype(np.float32),
                 )
             )
-    return Pairs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    pairs = Pairs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    if not len(pairs.pesq):
+        raise AudioError(f"pesq scores none of the clips in {band}")
+    return pairs
 
 
 def fit(pairs: Pairs, band: Band, settings: Settings) -> Calibration:
-    """Moves the published constants by Adam until the surrogate says what `pesq` says."""
+    """Moves the published constants by Adam until the surrogate says what `pesq` says.
+
+    What is lowered is Huber's loss of the difference in MOS, and how rough the curves are.
+    """
     start = _free(published())
     steps = settings.epochs * -(-len(pairs.pesq) // settings.batch)
+    warmup = max(steps // 20, 1)
     schedule = optax.warmup_cosine_decay_schedule(
-        settings.learning_rate / 20, settings.learning_rate, max(steps // 20, 1), steps
+        settings.learning_rate / 20, settings.learning_rate, warmup, max(steps, warmup + 1)
     )
     optimizer = optax.adam(schedule)
 
@@ -222,7 +249,7 @@ def _batches(pairs: Pairs, size: int, rng: np.random.Generator) -> Iterable[Pair
 
 
 def predict(pairs: Pairs, calibration: Calibration, band: Band, size: int) -> np.ndarray:
-    """What the surrogate says of pairs [P]."""
+    """What the surrogate says of pairs, MOS-LQO [P], so many at a time."""
     said = jax.jit(lambda batch: _said(batch, calibration, band))
     starts = range(0, len(pairs.pesq), size)
     return np.concatenate([said(Pairs(*(a[s : s + size] for a in pairs))) for s in starts])

@@ -1,7 +1,8 @@
 """Distances between waveforms in pure JAX, and the mel features that two of them are made of.
 
 `mel_spectrogram` and `mfcc` take one signal. The distances take batches, as every metric does: NaN
-for a clip with samples that are not finite, and finite gradients for all others.
+for a clip with samples that are not finite, and finite gradients for all others whose samples are
+below 1e15, of which float32 still holds the energy.
 """
 
 import functools
@@ -214,7 +215,7 @@ def mfcc_distance(
     in dB of two smoothed log mel spectra, which is what the factor :math:`10 \sqrt2 / \ln 10` makes
     of the Euclidean distance between natural cepstra (Kubichek 1993, Mel-cepstral distance measure
     for objective speech quality assessment). As there, coefficient 0, the frame's level, is left
-    out: a gain on the estimate costs nothing.
+    out: a gain on the estimate costs nothing while no band is below the floor of 1e-10.
 
     Args:
         reference: Originals.

@@ -41,8 +41,8 @@ _LEAST_LEVEL = 1e-12
 def stoi(*, reference: Batch, estimate: Batch, sample_rate: int) -> Float[Array, " B"]:
     """Short-time objective intelligibility (Taal et al. 2011), at most 1, the higher the better.
 
-    Frames 40 dB below the reference's loudest are left out; clips with fewer than 30 others
-    (0.397 s) get 1e-5, silent clips 0, both without a gradient. The gradient with respect to
+    Frames 40 dB below the reference's loudest are left out; clips with fewer than 31 others
+    (0.41 s) get 1e-5, silent clips 0, both without a gradient. The gradient with respect to
     `reference` takes the choice of frames as given.
 
     Args:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from jaxsparse import _scoring
-from jaxsparse._scoring import Metric
+from jaxsparse._scoring import PESQ, Metric
 from jaxsparse.metrics.contract import Batch
 
 # -P keeps the package's own directory, and its types.py, out of the worker's import path.
@@ -175,10 +175,11 @@ def reference_pesq(
         pool: Pool to score in; without one, a pool is made for the call.
 
     Raises:
-        ValueError: The band is not defined at the sample rate, or the shapes differ.
+        ValueError: The band is unknown or not defined at the sample rate, or the shapes differ.
     """
-    metric: Metric = "pesq_wb" if band == "wb" else "pesq_nb"
-    return _score_batch(metric, reference, estimate, sample_rate, pool)
+    if band not in PESQ:
+        raise ValueError(f"unknown band {band!r}, expected one of {tuple(PESQ)}")
+    return _score_batch(PESQ[band], reference, estimate, sample_rate, pool)
 
 
 def reference_stoi(

@@ -10,6 +10,7 @@ Otherwise than PESQ, the signals count as aligned in time, and what steps there 
 """
 
 import functools
+import hashlib
 import json
 import math
 from importlib import resources
@@ -71,6 +72,8 @@ _TINY = 1e-20
 # Added to mean squares, so that silence has a finite gradient: 120 dB below the peak.
 _SILENCE = 1e-12
 _NO_PEAK = 1e-30
+# TF32 would leave three digits of powers that are 80 dB apart.
+_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 class Calibration(NamedTuple):
@@ -139,11 +142,20 @@ def published() -> Calibration:
 @functools.cache
 def calibrated(band: Band) -> Calibration:
     """The calibration that ships with the package."""
-    text = (resources.files("jaxsparse.metrics") / "surrogate.json").read_text("utf-8")
-    values = json.loads(text)[band]["calibration"]
+    values = json.loads(_shipped())[band]["calibration"]
     # Of NumPy, since this may run while something is traced.
     arrays: dict[str, Any] = {name: np.asarray(v, np.float32) for name, v in values.items()}
     return Calibration(**arrays)
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Of the calibration that ships, for what must not be mixed with values of another."""
+    return hashlib.sha256(_shipped()).hexdigest()[:12]
+
+
+def _shipped() -> bytes:
+    return (resources.files("jaxsparse.metrics") / "surrogate.json").read_bytes()
 
 
 def pesq_surrogate(
@@ -173,7 +185,7 @@ def pesq_surrogate(
         ValueError: If the band is not defined at the sample rate, the clips are empty, or the
             shapes differ.
     """
-    if sample_rate not in RATES[band]:
+    if sample_rate not in RATES.get(band, ()):
         raise ValueError(f"the surrogate in {band} is not defined at {sample_rate} Hz")
     return _surrogate(reference, estimate, calibration or calibrated(band), sample_rate, band)
 
@@ -205,8 +217,9 @@ def analyze(
         spectrum = stft(heard, config)
         power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
         in_level = _level_weights(band, sample_rate)
-        level = in_level @ power @ speech / jnp.maximum(jnp.sum(speech), 1.0)
-        return power.T @ _bands(config.n_bins) / (level + _SILENCE * config.n_fft**2)
+        level = _matmul(_matmul(in_level, power), speech) / jnp.maximum(jnp.sum(speech), 1.0)
+        bands = _matmul(power.T, _bands(config.n_bins))
+        return bands / (level + _SILENCE * config.n_fft**2)
 
     return powers(x), powers(y), speech
 
@@ -235,7 +248,7 @@ def score(
     calibration: Calibration,
     band: Band,
 ) -> Float[Array, ""]:
-    """MOS-LQO from what `analyze` gives of both clips (P.862, 10.2.6 to 10.2.16)."""
+    """MOS-LQO, 1 to 4.64, from what `analyze` gives (P.862, 10.2.6 to 10.2.16, and its mapping)."""
     symmetric, asymmetric = disturbances(original, degraded, speech, calibration)
     raw = 4.5 - calibration.symmetric * _over_time(symmetric, speech)
     raw = raw - calibration.asymmetric * _over_time(asymmetric, speech)
@@ -246,7 +259,7 @@ def score(
 def disturbances(
     original: Powers, degraded: Powers, speech: Float[Array, " T"], c: Calibration
 ) -> tuple[Float[Array, " T"], Float[Array, " T"]]:
-    """Symmetric and asymmetric disturbance of each frame (P.862, 10.2.6 to 10.2.11)."""
+    """Symmetric and asymmetric disturbance of each frame, 0 to 45 (P.862, 10.2.6 to 10.2.11)."""
     scale = 10 ** ((c.level + c.gain) / 10)
     quiet = jnp.asarray(_quiet()) * 10 ** (c.threshold / 10)
     original, degraded = original * scale[None, :], degraded * scale[None, :]
@@ -267,7 +280,7 @@ def disturbances(
     weight = jnp.exp(c.width) * (_TOP_BARK / N_BANDS)
     total = jnp.sum(weight)
     symmetric = _norm((heard * weight[None, :]) ** c.frame_power, total, c.frame_power) * total
-    asymmetric = (heard * asymmetry) @ weight
+    asymmetric = _matmul(heard * asymmetry, weight)
     softness = ((audible + 1e5) / 1e7) ** c.softness
     return (
         jnp.minimum(symmetric / softness, _DISTURBANCE_LIMIT),
@@ -283,7 +296,7 @@ def _transfer(
 
     def average(power: Array) -> Array:
         above = jnp.maximum(power - _AUDIBLE_SPEECH * quiet[None, :], 0.0)
-        return speech @ above / frames + c.transfer_offset
+        return _matmul(speech, above) / frames + c.transfer_offset
 
     return jnp.clip(average(degraded) / average(original), *_TRANSFER_LIMITS)
 
@@ -295,7 +308,7 @@ def _gain(audible: Array, degraded: Powers, quiet: Array, c: Calibration) -> Flo
     # A low-pass of the first order, whose memory is short enough for a few taps.
     past = jnp.pad(ratio, (_SMOOTHING_TAPS - 1, 0), mode="edge")
     taps = (1 - c.gain_memory) * c.gain_memory ** jnp.arange(_SMOOTHING_TAPS)
-    return frame_signal(past, _SMOOTHING_TAPS, 1, ratio.shape[0]) @ taps[::-1]
+    return _matmul(frame_signal(past, _SMOOTHING_TAPS, 1, ratio.shape[0]), taps[::-1])
 
 
 def _loudness(power: Powers, quiet: Array, c: Calibration) -> Powers:
