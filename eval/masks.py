@@ -28,7 +28,6 @@ import io
 import itertools
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ import tyro
 from jax.tree_util import Partial
 
 from eval import masks_report
+from eval.command import run_command
 from eval.masks_report import MEASURES, RELAXATIONS, relaxed
 from eval.reconstruction import CONFIG, SettingsError, make_synthesis, mask_key
 from eval.report import SCORES, Phases
@@ -50,7 +50,7 @@ from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import FileClip
 from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
-from jaxsparse.errors import AudioError, JaxsparseError, describe
+from jaxsparse.errors import AudioError
 from jaxsparse.masks import count_observed, pack_mask, random_mask
 from jaxsparse.metrics import ScorePool
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
@@ -664,28 +664,14 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs from the command line.
-
-    Returns:
-        0, 1 if the reader of the output has left, 2 where something was refused, 130 after
-        Ctrl-C.
-    """
+    """Runs from the command line; returns the exit code of `run_command`."""
     settings = tyro.cli(Settings, prog="python -m eval.masks", description=__doc__, args=argv)
-    try:
+
+    def work() -> str:
         summary = run(settings)
-        text = json.dumps(summary, indent=1) if settings.json else masks_report.tables(summary)
-        print(text, flush=True)
-    except BrokenPipeError:
-        # The reader of our output has left; the interpreter's own flush mustn't complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (JaxsparseError, OSError) as error:
-        print(f"eval.masks: {describe(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.masks: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+        return json.dumps(summary, indent=1) if settings.json else masks_report.tables(summary)
+
+    return run_command("eval.masks", work)
 
 
 if __name__ == "__main__":

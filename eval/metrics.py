@@ -18,7 +18,6 @@ import functools
 import io
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -34,13 +33,14 @@ import tyro
 from tqdm import tqdm
 
 from eval import report
+from eval.command import run_command
 from eval.degradations import KINDS, MASK_KINDS, Degraded, degrade, same_sparsity
 from eval.reconstruction import SettingsError
 from eval.rows import Row, RowFile
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES
-from jaxsparse.errors import AudioError, JaxsparseError, describe
+from jaxsparse.errors import AudioError
 from jaxsparse.metrics import Metric, Score, ScorePool, estoi, pesq_surrogate, stoi
 from jaxsparse.metrics.surrogate import fingerprint
 from jaxsparse.types import SAMPLE_RATE
@@ -367,27 +367,14 @@ def plot(rows: Sequence[Row]) -> bytes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs from the command line.
-
-    Returns:
-        0, 1 if the reader of the output has left, 2 where something was refused, 130 after
-        Ctrl-C.
-    """
+    """Runs from the command line; returns the exit code of `run_command`."""
     settings = tyro.cli(Settings, prog="python -m eval.metrics", description=__doc__, args=argv)
-    try:
+
+    def work() -> str:
         summary = run(settings)
-        print(json.dumps(summary, indent=1) if settings.json else table(summary), flush=True)
-    except BrokenPipeError:
-        # The reader of our output has left; the interpreter's own flush mustn't complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (JaxsparseError, OSError) as error:
-        print(f"eval.metrics: {describe(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.metrics: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+        return json.dumps(summary, indent=1) if settings.json else table(summary)
+
+    return run_command("eval.metrics", work)
 
 
 if __name__ == "__main__":

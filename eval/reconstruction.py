@@ -38,13 +38,14 @@ import tyro
 from tqdm import tqdm
 
 from eval import report
+from eval.command import run_command
 from eval.report import GROUP, PHASES, SCORES, Phases
 from eval.rows import Row, RowFile
 from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
-from jaxsparse.errors import AudioError, JaxsparseError, describe
+from jaxsparse.errors import AudioError, JaxsparseError
 from jaxsparse.interpolate import Interpolation, interpolate
 from jaxsparse.masks import count_observed, mixed_mask, random_mask
 from jaxsparse.metrics import Metric, Score, ScorePool, mse
@@ -529,30 +530,17 @@ def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs from the command line.
-
-    Returns:
-        0, 1 if the reader of the output has left, 2 where something was refused, 130 after
-        Ctrl-C.
-    """
+    """Runs from the command line; returns the exit code of `run_command`."""
     settings = tyro.cli(
         Settings, prog="python -m eval.reconstruction", description=__doc__, args=argv
     )
-    try:
+
+    def work() -> str:
         summary = run(settings)
-        print(json.dumps(summary, indent=1) if settings.json else report.table(summary), flush=True)
-    except BrokenPipeError:
-        # The reader of our output has left; the interpreter's own flush mustn't complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (JaxsparseError, OSError) as error:
-        print(f"eval.reconstruction: {describe(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        hint = "the same command goes on" if settings.out else "without --out nothing is kept"
-        print(f"eval.reconstruction: stopped; {hint}", file=sys.stderr)
-        return 130
-    return 0
+        return json.dumps(summary, indent=1) if settings.json else report.table(summary)
+
+    stopped = "the same command goes on" if settings.out else "without --out nothing is kept"
+    return run_command("eval.reconstruction", work, stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,14 @@ import tyro
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from eval.command import run_command
 from eval.degradations import degrade
 from eval.rows import check_settings
 from jaxsparse._scoring import PESQ
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
-from jaxsparse.errors import AudioError, JaxsparseError, describe
+from jaxsparse.errors import AudioError
 from jaxsparse.metrics import ScorePool
 from jaxsparse.metrics.surrogate import Band, Calibration, analyze, published, score
 from jaxsparse.types import SAMPLE_RATE
@@ -293,18 +294,14 @@ def _five_digits(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs from the command line; returns 0, 2 where something was refused, 130 after Ctrl-C."""
+    """Runs from the command line; returns the exit code of `run_command`."""
     settings = tyro.cli(Settings, prog="python -m train.surrogate", description=__doc__, args=argv)
-    try:
+
+    def work() -> str:
         result = run(settings)
-    except (JaxsparseError, OSError) as error:
-        print(f"train.surrogate: {describe(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train.surrogate: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    print(json.dumps({band: result[band]["held_out"] for band in BANDS}, indent=1))
-    return 0
+        return json.dumps({band: result[band]["held_out"] for band in BANDS}, indent=1)
+
+    return run_command("train.surrogate", work)
 
 
 if __name__ == "__main__":
