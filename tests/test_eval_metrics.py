@@ -180,8 +180,11 @@ def test_a_damaged_clip_is_named(tmp_path, capsys):
 def calibration(data, tmp_path_factory):
     """Settings of a calibration, and what it printed and wrote."""
     out = tmp_path_factory.mktemp("runs") / "calibration"
-    settings = surrogate.Settings(data, out, clips=2, n_samples=6_000, epochs=20, batch=16)
-    return settings, surrogate.run(settings)
+    # Compiling takes seconds, and the other band goes the same way.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(surrogate, "BANDS", ("wb",))
+        settings = surrogate.Settings(data, out, clips=2, n_samples=6_000, epochs=20, batch=16)
+        yield settings, surrogate.run(settings)
 
 
 def test_calibrating_brings_the_surrogate_nearer_to_pesq(calibration):
@@ -205,8 +208,8 @@ def test_pairs_that_are_there_are_not_made_again(calibration, monkeypatch):
     monkeypatch.setattr(surrogate, "degrade", None)
     monkeypatch.setattr(surrogate, "fit", lambda *_: published())
     again = surrogate.run(settings)
-    assert again["nb"]["pairs"] == result["nb"]["pairs"]
-    assert again["nb"]["calibration"] != result["nb"]["calibration"]
+    assert again["wb"]["pairs"] == result["wb"]["pairs"]
+    assert again["wb"]["calibration"] != result["wb"]["calibration"]
 
 
 @pytest.mark.parametrize(
