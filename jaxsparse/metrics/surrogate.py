@@ -6,7 +6,8 @@ Beerends, Hekstra, Rix and Hollier (2002), "PESQ, Part II: Psychoacoustic Model"
 literature or is calibrated on speech: ``python -m train.surrogate`` fits `surrogate.json` to scores
 of `pesq`.
 
-Otherwise than PESQ, the signals count as aligned in time, and what steps there is a ramp here.
+Otherwise than in PESQ, the signals count as aligned in time, the level is that of the part with
+speech, and what steps there is a ramp here.
 """
 
 import functools
@@ -117,7 +118,7 @@ class Calibration(NamedTuple):
 
 
 def published() -> Calibration:
-    """The descriptions' values, and zeros for what they don't give: where a calibration starts."""
+    """Where a calibration starts: the descriptions' values, zeros for the curves they don't give."""
     zeros = jnp.zeros(N_BANDS)
     return Calibration(
         level=83.6,
