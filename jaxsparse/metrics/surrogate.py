@@ -118,7 +118,7 @@ class Calibration(NamedTuple):
 
 
 def published() -> Calibration:
-    """Where a calibration starts: the descriptions' values, zeros for the curves they don't give."""
+    """Where a calibration starts: the descriptions' values, and zeros for their missing curves."""
     zeros = jnp.zeros(N_BANDS)
     return Calibration(
         level=83.6,
