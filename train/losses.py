@@ -27,9 +27,8 @@ from jaxsparse.reconstruct import to_waveform
 from jaxsparse.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
 
-# Samples within [-1, 1] reach 60 dB, and a network of random parameters puts out over 1,500, of
-# which float32 holds no amplitude. With this ceiling the gradients are finite from there, too, and
-# at random-95 they differ by a factor of 3 at most from batch to batch, which AdamW takes. Louder
+# Samples within [-1, 1] reach 60 dB, and a network of random parameters puts out far more, of
+# which float32 holds no amplitude. With this ceiling the gradients are finite from there, too. Louder
 # bins have no gradient in terms of sound: it takes the MSE to bring them down.
 LOUDEST_DB = 80.0
 

@@ -2,9 +2,9 @@
 
 Written from the published descriptions: ITU-T P.862 (2001), P.862.1, P.862.2 and P.48, and
 Beerends, Hekstra, Rix and Hollier (2002), "PESQ, Part II: Psychoacoustic Model", J. Audio Eng. Soc.
-50(10). What they leave to tables in the reference software, which was not looked at, comes from the
+50(10). The reference software was not consulted. What the descriptions leave to it comes from the
 literature or is calibrated on speech: ``python -m train.surrogate`` fits `surrogate.json` to scores
-of `pesq`.
+of `pesq`, from the start values of `published`.
 
 Otherwise than in PESQ, the signals count as aligned in time, the level is that of the part with
 speech, and what steps there is a ramp here.
@@ -78,7 +78,7 @@ _matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 class Calibration(NamedTuple):
-    """What is calibrated; `published` has the descriptions' values.
+    """What is calibrated; `published` has the start values.
 
     Attributes:
         level: Of the speech at the ear, dB.
@@ -118,7 +118,11 @@ class Calibration(NamedTuple):
 
 
 def published() -> Calibration:
-    """Where a calibration starts: the descriptions' values, and zeros for their missing curves."""
+    """Where a calibration starts, with zeros for the curves.
+
+    Not checked against the documents' text: `loudness`, `transfer_offset`, `gain_offset`,
+    `gain_memory` and `frame_power`, which may be customary rather than published.
+    """
     zeros = jnp.zeros(N_BANDS)
     return Calibration(
         level=83.6,
