@@ -28,8 +28,8 @@ from jaxsparse.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
 
 # Samples within [-1, 1] reach 60 dB, and a network of random parameters puts out far more, of
-# which float32 holds no amplitude. With this ceiling the gradients are finite from there, too. Louder
-# bins have no gradient in terms of sound: it takes the MSE to bring them down.
+# which float32 holds no amplitude. With this ceiling the gradients are finite from there, too.
+# Louder bins have no gradient in terms of sound: it takes the MSE to bring them down.
 LOUDEST_DB = 80.0
 
 # 31 frames of 25.6 ms, half a frame apart: shorter clips get a constant.
