@@ -96,9 +96,6 @@ def overlap_add(frames: Float[Array, "T frame_length"], hop_length: int) -> Floa
 def stft(signal: Waveform, config: STFTConfig = STFTConfig()) -> ComplexSpectrogram:
     """Transforms a signal, as ``librosa.stft`` with the same settings does.
 
-    A signal too short for its padding by reflection (at most ``n_fft // 2`` samples) is first
-    zero-padded at its end.
-
     Args:
         signal: N samples, at least one.
         config: Static settings.
@@ -115,11 +112,20 @@ def stft(signal: Waveform, config: STFTConfig = STFTConfig()) -> ComplexSpectrog
     n_frames = config.n_frames(n_samples)
     if config.center:
         half = config.n_fft // 2
-        if config.pad_mode == "reflect":
-            signal = jnp.pad(signal, (0, max(half + 1 - n_samples, 0)))
-        signal = jnp.pad(signal, half, mode=config.pad_mode)
+        if config.pad_mode == "reflect" and n_samples <= half:
+            signal = signal[_reflected(n_samples, half)]
+        else:
+            signal = jnp.pad(signal, half, mode=config.pad_mode)
     frames = frame_signal(signal, config.n_fft, config.hop_length, n_frames)
     return jnp.fft.rfft(frames * window_samples(config)[None, :], axis=1).T
+
+
+def _reflected(n_samples: int, margin: int) -> np.ndarray:
+    """Where the samples of a signal lie that is reflected to and fro as far as `margin`.
+
+    ``numpy.pad`` gives the same; ``jax.numpy.pad`` is compiled to a step for each reflection.
+    """
+    return np.pad(np.arange(n_samples), margin, mode="reflect")
 
 
 @functools.partial(jax.jit, static_argnames=("config", "length"))
