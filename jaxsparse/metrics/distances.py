@@ -32,7 +32,7 @@ POWER_FLOOR = 1e-7
 """Smallest squared magnitude that `multi_resolution_stft` tells from zero."""
 
 SI_SDR_EPS = 1e-10
-"""Share of the energy that counts as nothing in `si_sdr`, which bounds it to 100 dB."""
+"""Smallest share of the energy that `si_sdr` tells from nothing, which bounds it to 100 dB."""
 
 # The mean of a constant is off by rounding: 1e-12 of the energy is ten times what is then left.
 _SILENCE = 1e-20
@@ -334,8 +334,8 @@ def si_sdr(*, reference: Batch, estimate: Batch, sample_rate: int) -> Float[Arra
     """Scale-invariant signal-to-distortion ratio in dB, -100 to 100; the higher the better.
 
     Le Roux, Wisdom, Erdogan and Hershey (2019), SDR: half-baked or well done, after the mean of
-    either signal is removed. The shares of the estimate's energy along the reference
-    and across it each have 1e-10 added, so that identical signals reach 100 dB. Silence, as any
+    either signal is removed. The shares of the estimate's energy along the reference and across it
+    count as 1e-10 where they are less, so that identical signals reach 100 dB. Silence, as any
     constant is, has no share along anything: -100 dB, for a silent estimate too.
 
     Args:
@@ -351,18 +351,27 @@ def si_sdr(*, reference: Batch, estimate: Batch, sample_rate: int) -> Float[Arra
     def one(x: Waveform, y: Waveform) -> Float[Array, ""]:
         (original, heard), (rebuilt, made) = _unit(x), _unit(y)
         along = jnp.sum(original * rebuilt)
-        across = jnp.sum(jnp.square(rebuilt - along * original))
+        rest = rebuilt - along * original
+        # The sum above is rounded by up to 1e-5, 1e-10 of the energy; what that left is taken out.
+        rest = rest - jnp.sum(original * rest) * original
         sound = heard & made
-        share = jnp.where(sound, jnp.square(along), 0.0) + SI_SDR_EPS
-        rest = jnp.where(sound, across, 1.0) + SI_SDR_EPS
-        return 10.0 * (jnp.log10(share) - jnp.log10(rest))
+        share = jnp.where(sound, jnp.square(along), 0.0)
+        across = jnp.where(sound, jnp.sum(jnp.square(rest)), 1.0)
+        return 10.0 * (_log_share(share) - _log_share(across))
 
     return per_example(one, reference, estimate)
+
+
+def _log_share(share: Float[Array, ""]) -> Float[Array, ""]:
+    """The decimal logarithm of a share of the energy, of 1e-10 at least."""
+    return jnp.log10(jnp.maximum(share, SI_SDR_EPS))
 
 
 def _unit(signal: Waveform) -> tuple[Waveform, Array]:
     """The signal without its mean at a norm of 1, and whether it is more than silence."""
     centred = signal - jnp.mean(signal)
+    # Rounding leaves a mean of its own.
+    centred = centred - jnp.mean(centred)
     energy = jnp.sum(jnp.square(centred))
     heard = energy > _SILENCE + _ROUNDING * jnp.sum(jnp.square(signal))
     return centred / jnp.sqrt(jnp.where(heard, energy, 1.0)), heard
