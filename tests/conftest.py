@@ -5,9 +5,21 @@ import signal
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# More than half of the tests' time would go into optimising functions that run once or twice. Flags
+# that are set already come last, and win: `make test-optimised` asks for XLA's defaults.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        os.environ.get("XLA_FLAGS", ""),
+    )
+)
+
 import jax
 import pytest
 from hypothesis import settings
+
+pytest_plugins = ["leftovers"]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
