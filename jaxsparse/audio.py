@@ -266,6 +266,7 @@ def resample(
         raise ValueError(f"sample rates must be positive, not {from_rate} and {to_rate}")
     if from_rate == to_rate:
         return samples
+    # soxr itself: librosa.resample calls it, but takes seconds to import and all samples at once.
     shape = resampled_length(len(samples), from_rate, to_rate), samples.shape[1]
     resampled = np.empty(shape, np.float32)
     stream = soxr.ResampleStream(from_rate, to_rate, shape[1], dtype="float32", quality="HQ")

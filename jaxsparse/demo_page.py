@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxsparse.plots import draw_spectrogram
 from jaxsparse.types import SAMPLE_RATE
 
 TOP_DB = 80.0
@@ -140,19 +141,17 @@ def _overview(clip: Clip, versions: Sequence[Coded]) -> bytes:
         axes.set_facecolor("#4b4f5e")
         shown = levels - peak if mask is None else np.where(mask, levels - peak, -np.inf)
         shown = _pool_bins(shown, 4, np.max if mask is not None else np.mean)
-        image = axes.imshow(
-            np.ma.masked_invalid(shown),
-            origin="lower",
-            aspect="auto",
+        image = draw_spectrogram(
+            axes,
+            shown,
+            n_fft=2 * (clip.spectrogram.shape[0] - 1),
+            hop_length=clip.hop_length,
+            pooled=4,
             cmap=_COLORMAP,
             vmin=-TOP_DB,
             vmax=0.0,
-            interpolation="nearest",
-            extent=(0.0, clip.seconds, 0.0, SAMPLE_RATE / 2000),
         )
         axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("s")
-        axes.set_ylabel("kHz")
     assert image is not None
     figure.colorbar(image, ax=figure.axes, label="dB below the loudest bin", pad=0.01, aspect=40)
     buffer = io.BytesIO()

@@ -22,6 +22,7 @@ LAYERS = (
     {"pretrained"},
     {"container"},
     {"codec"},
+    {"plots"},
     {"demo_page"},
     {"demo"},
     {"cli"},
@@ -38,14 +39,16 @@ ASIDE = {
 USERS = {"search": {"objectives"}}
 # Packages that belong to one place, and the modules that are this place.
 OWNERS = {
-    "librosa": {"audio", "data"},
+    "librosa": {"metrics", "plots"},
     "orbax": {"checkpoint"},
     "soundfile": {"audio", "data"},
     "soxr": {"audio", "data"},
 }
 ONLY_IN_A_CHECKOUT = {"benchmarks", "eval", "tests", "train"}
 # They take long to import, and most uses of the package need none of them.
-IMPORTED_WHERE_USED = {"grain", "matplotlib", "orbax", "tensorflow_datasets", "torch", "tyro"}
+IMPORTED_WHERE_USED = {
+    *("grain", "librosa", "matplotlib", "numba", "orbax", "tensorflow_datasets", "torch", "tyro")
+}
 
 
 def modules(folder):
@@ -149,7 +152,7 @@ def test_evaluation_does_not_import_training():
         ("jaxsparse.losses", "from jaxsparse.search.base import run"),
         ("jaxsparse.losses", "from jaxsparse.reconstruct import to_waveform"),
         ("jaxsparse.metrics", "import soundfile as sf"),
-        ("jaxsparse.metrics", "from librosa import resample"),
+        ("jaxsparse.audio", "from librosa import resample"),
         ("jaxsparse.codec", "import orbax.checkpoint as ocp"),
         ("jaxsparse.demo", "from eval import report"),
         ("jaxsparse.novelty", "import numpy"),
@@ -188,7 +191,7 @@ def loaded(module):
         ("__init__", IMPORTED_WHERE_USED),
         ("codec", IMPORTED_WHERE_USED),
         # Help, a mistyped option and `info` come at once.
-        ("cli", IMPORTED_WHERE_USED | {"flax", "jax", "librosa", "scipy"}),
+        ("cli", IMPORTED_WHERE_USED | {"flax", "jax", "numpy", "scipy"}),
         # The format can be read without the library that decodes it.
         ("container", IMPORTED_WHERE_USED | {"flax", "jax", "jaxlib"}),
     ],

@@ -31,6 +31,7 @@ from jaxsparse.data.loader import Loader, make_loader
 from jaxsparse.errors import AudioError
 from jaxsparse.masks import count_observed, mixed_mask, random_mask
 from jaxsparse.nn.network import Params, SparseCNNConfig, n_parameters, sparse_cnn
+from jaxsparse.plots import draw_spectrogram
 from jaxsparse.pretrained import load_weights, save_weights
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
@@ -547,8 +548,16 @@ def _draw(
     low, high = float(target.min()), float(target.max())
     for axes, (title, values) in zip(figure.subplots(2, 2).ravel(), panels.items(), strict=True):
         limits = (0, 1) if title == "mask" else (low, high)
-        image = axes.imshow(values, origin="lower", aspect="auto", vmin=limits[0], vmax=limits[1])
-        axes.set(title=title, xlabel="frame", ylabel="bin")
+        image = draw_spectrogram(
+            axes,
+            np.asarray(values, np.float32),
+            n_fft=STFT.n_fft,
+            hop_length=STFT.hop_length,
+            cmap="viridis",
+            vmin=limits[0],
+            vmax=limits[1],
+        )
+        axes.set_title(title)
         figure.colorbar(image, ax=axes, label="" if title == "mask" else "dB")
     directory = settings.workdir / "pictures"
     directory.mkdir(parents=True, exist_ok=True)

@@ -38,31 +38,14 @@ SI_SDR_EPS = 1e-10
 _SILENCE = 1e-20
 _ROUNDING = 1e-12
 
-# Slaney's Auditory Toolbox (1998): linear up to 1 kHz at 15 mels, logarithmic above.
-_HZ_PER_MEL = 200 / 3
-_BREAK_HZ = 1000.0
-_BREAK_MEL = _BREAK_HZ / _HZ_PER_MEL
-_MELS_PER_NEPER = 27 / np.log(6.4)
-
-
-def _mel_edges(sample_rate: int, n_mels: int) -> np.ndarray:
-    """The frequencies [n_mels + 2] in Hz where triangles start, peak and end, float64."""
-    top = sample_rate / 2
-    if top > _BREAK_HZ:
-        top_mel = _BREAK_MEL + _MELS_PER_NEPER * np.log(top / _BREAK_HZ)
-    else:
-        top_mel = top / _HZ_PER_MEL
-    mel = np.linspace(0.0, top_mel, n_mels + 2)
-    above = _BREAK_HZ * np.exp((mel - _BREAK_MEL) / _MELS_PER_NEPER)
-    return np.where(mel < _BREAK_MEL, mel * _HZ_PER_MEL, above)
-
 
 @functools.lru_cache
 def mel_filterbank(sample_rate: int, n_fft: int = 2048, n_mels: int = 128) -> np.ndarray:
     """Triangles of unit area on Slaney's mel scale, from 0 Hz to half the sample rate.
 
-    Slaney, Auditory Toolbox, version 2 (1998). A triangle narrower than a bin may hold none and be
-    all zeros, where `n_fft` is small for `n_mels`.
+    ``librosa.filters.mel`` (Slaney, Auditory Toolbox, version 2, 1998), computed once for each
+    setting. A triangle narrower than a bin may hold none and be all zeros, of which librosa warns,
+    where `n_fft` is small for `n_mels`.
 
     Args:
         sample_rate: In Hz.
@@ -70,7 +53,7 @@ def mel_filterbank(sample_rate: int, n_fft: int = 2048, n_mels: int = 128) -> np
         n_mels: Bands.
 
     Returns:
-        [n_mels, 1 + n_fft // 2], float32, computed in float64, in 1/Hz.
+        [n_mels, 1 + n_fft // 2], float32, in 1/Hz.
 
     Raises:
         ValueError: If the sample rate or `n_mels` is not positive.
@@ -78,12 +61,10 @@ def mel_filterbank(sample_rate: int, n_fft: int = 2048, n_mels: int = 128) -> np
     check_rate(sample_rate)
     if n_mels < 1:
         raise ValueError(f"n_mels must be positive, not {n_mels}")
-    edges = _mel_edges(sample_rate, n_mels)
-    low, peak, high = (edges[i : i + n_mels, None] for i in range(3))
-    bins = np.arange(1 + n_fft // 2)[None, :] * (sample_rate / n_fft)
-    rising, falling = (bins - low) / (peak - low), (high - bins) / (high - peak)
-    triangles = np.maximum(np.minimum(rising, falling), 0.0)
-    return (triangles * 2 / (high - low)).astype(np.float32)
+    # Its import takes a second.
+    import librosa.filters
+
+    return librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels)
 
 
 @functools.lru_cache
