@@ -1,3 +1,4 @@
+from ._version import __version__ as __version__
 from .masks import count_observed as count_observed
 from .masks import loudest_mask as loudest_mask
 from .masks import mixed_mask as mixed_mask

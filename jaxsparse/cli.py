@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal, InvalidOperation
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jaxsparse
 from jaxsparse.errors import JaxsparseError, one_line
 
 REFUSED = 2
@@ -131,7 +131,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             arguments.input,
             arguments.out,
             force=arguments.force,
-            version=_version(),
+            version=jaxsparse.__version__,
             report=_step,
         )
     _say(one_line(f"{page}: the page to open in a browser"))
@@ -260,13 +260,6 @@ def _step(text: str) -> None:
     print(f"jaxsparse: {text}", file=sys.stderr, flush=True)
 
 
-def _version() -> str:
-    try:
-        return metadata.version("jaxsparse")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 _EXAMPLES = """\
 examples:
   jaxsparse demo                                     hear and see it, in half a minute
@@ -297,6 +290,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(REFUSED, f"jaxsparse: {one_line(message)} (see {self.prog} --help)\n")
 
 
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: that takes as long as all the rest of --help."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        _say(f"jaxsparse {jaxsparse.__version__}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="jaxsparse",
@@ -304,7 +305,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"jaxsparse {_version()}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show the version of the package and end"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(

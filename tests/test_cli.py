@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,15 +111,43 @@ def test_help_and_version_load_nothing_heavy():
     code = (
         "import sys\n"
         "from jaxsparse.cli import main\n"
-        "for arguments in (['--help'], ['compress', '--help'], ['--version']):\n"
+        "for arguments in (['--help'], ['compress', '--help']):\n"
         "    try: main(arguments)\n"
         "    except SystemExit as stop: assert stop.code == 0\n"
-        "print({'jax', 'numpy', 'matplotlib'} & set(sys.modules))\n"
+        "slow = {'flax', 'importlib.metadata', 'jax', 'librosa', 'matplotlib', 'numpy', 'tqdm'}\n"
+        "print(slow & set(sys.modules), len(sys.modules))\n"
+        "try: main(['--version'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "print(slow & set(sys.modules))\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.endswith("set()\n")
+    *_, loaded, version, loaded_for_version = run.stdout.splitlines()
+    # A bare interpreter has some 70; argparse, json and the like bring it to a hundred.
+    assert loaded.startswith("set() ") and int(loaded.split()[1]) < 150
+    # Where it stands in the packages' metadata takes a while to find out.
+    assert version == f"jaxsparse {jaxsparse.__version__}"
+    assert loaded_for_version == "{'importlib.metadata'}"
     for word in ("compress", "decompress", "info", "demo", "examples:", "--sparsity", "dB"):
         assert word in run.stdout
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_take_no_longer_than_a_few_bare_interpreters(argument):
+    command = f"from jaxsparse.cli import main; main([{argument!r}])"
+    times = {command: [], "pass": []}
+    # In turns, and the best of them, since the machine has other work too.
+    for _ in range(5):
+        for code, taken in times.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+            taken.append(time.perf_counter() - start)
+    # Two to seven, by what the environment adds to each; with JAX it would be fifty.
+    assert min(times[command]) < 10 * min(times["pass"])
+
+
+def test_the_version_is_that_of_the_project():
+    project = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text("utf-8")
+    assert jaxsparse.__version__ == tomllib.loads(project)["project"]["version"]
 
 
 @pytest.mark.parametrize(
