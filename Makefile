@@ -55,7 +55,7 @@ format: $(VENV)/.ready  ## Rewrite the files in the project's format
 
 pins: $(BIN)/python  ## Resolve the pinned versions anew
 	$(PIP) install uv==$(UV_VERSION)
-	$(COMPILE) --extra dev --extra tensorboard pyproject.toml -o requirements.txt
+	$(COMPILE) --extra all --extra dev --extra tensorboard pyproject.toml -o requirements.txt
 	printf '%s\n' cython numpy pytest-runner setuptools | $(COMPILE) -o requirements-build.txt -
 
 clean:  ## Remove the virtual environment and everything generated
@@ -73,12 +73,12 @@ $(BIN)/python:
 		echo "jaxsparse needs Python 3.11 or newer, and '$(PYTHON)' is not:" \
 			"make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { \
-		echo "jaxsparse needs a C compiler to build the package 'pesq':" \
-			"install gcc or clang" >&2; exit 1; }
+		echo "the extra 'eval' needs a C compiler to build the package 'pesq':" \
+			"install gcc or clang (or do without it: pip install .)" >&2; exit 1; }
 	@$(PYTHON) -c "import os, sys, sysconfig; \
 		sys.exit(not os.path.exists(sysconfig.get_path('include') + '/Python.h'))" || { \
-		echo "jaxsparse needs Python's headers to build the package 'pesq':" \
-			"install python3-dev or the like" >&2; exit 1; }
+		echo "the extra 'eval' needs Python's headers to build the package 'pesq':" \
+			"install python3-dev or the like (or do without it: pip install .)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "'$(PYTHON) -m venv' failed: install python3-venv or the like" >&2; exit 1; }
 	$(PIP) install pip==$(PIP_VERSION)

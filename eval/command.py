@@ -2,9 +2,33 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from jaxsparse.errors import JaxsparseError, describe
+from jaxsparse.errors import JaxsparseError, MissingExtraError, describe, needs_extra
+
+Settings = TypeVar("Settings")
+
+
+def parse_settings(
+    kind: type[Settings], name: str, description: str | None, argv: Sequence[str] | None
+) -> Settings:
+    """Makes settings of a command line's flags.
+
+    Args:
+        kind: A dataclass with a docstring for each field.
+        name: Of the module that is run as the program.
+        description: What ``--help`` begins with.
+        argv: Arguments without the program's name; those of the process by default.
+
+    Raises:
+        MissingExtraError: If tyro is not installed.
+        SystemExit: After ``--help``, and for arguments that can't be parsed.
+    """
+    with needs_extra("eval"):
+        import tyro
+
+    return tyro.cli(kind, prog=f"python -m {name}", description=description, args=argv)
 
 
 def run_command(
@@ -18,8 +42,8 @@ def run_command(
         stopped: What to say after Ctrl-C.
 
     Returns:
-        0, 1 if the reader of the output has left, 2 where something was refused, 130 after
-        Ctrl-C.
+        0, 1 if the reader of the output has left, 2 where something was refused or an extra is
+        missing, 130 after Ctrl-C.
     """
     try:
         print(work(), flush=True)
@@ -27,7 +51,7 @@ def run_command(
         # The reader of our output has left; the interpreter's own flush mustn't complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (JaxsparseError, OSError) as error:
+    except (JaxsparseError, MissingExtraError, OSError) as error:
         print(f"{name}: {describe(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -37,11 +37,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.tree_util import Partial
 
 from eval import masks_report
-from eval.command import run_command
+from eval.command import parse_settings, run_command
 from eval.masks_report import MEASURES, RELAXATIONS, relaxed
 from eval.reconstruction import CONFIG, SettingsError, make_synthesis, mask_key
 from eval.report import SCORES, Phases
@@ -665,9 +664,9 @@ def _write(path: Path, data: bytes) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit code of `run_command`."""
-    settings = tyro.cli(Settings, prog="python -m eval.masks", description=__doc__, args=argv)
 
     def work() -> str:
+        settings = parse_settings(Settings, "eval.masks", __doc__, argv)
         summary = run(settings)
         return json.dumps(summary, indent=1) if settings.json else masks_report.tables(summary)
 

@@ -29,11 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-import tyro
 from tqdm import tqdm
 
 from eval import report
-from eval.command import run_command
+from eval.command import parse_settings, run_command
 from eval.degradations import KINDS, MASK_KINDS, Degraded, degrade, same_sparsity
 from eval.reconstruction import SettingsError
 from eval.rows import Row, RowFile
@@ -368,9 +367,9 @@ def plot(rows: Sequence[Row]) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit code of `run_command`."""
-    settings = tyro.cli(Settings, prog="python -m eval.metrics", description=__doc__, args=argv)
 
     def work() -> str:
+        settings = parse_settings(Settings, "eval.metrics", __doc__, argv)
         summary = run(settings)
         return json.dumps(summary, indent=1) if settings.json else table(summary)
 

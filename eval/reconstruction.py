@@ -34,11 +34,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from eval import report
-from eval.command import run_command
+from eval.command import parse_settings, run_command
 from eval.report import GROUP, PHASES, SCORES, Phases
 from eval.rows import Row, RowFile
 from jaxsparse import pretrained
@@ -531,15 +530,13 @@ def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit code of `run_command`."""
-    settings = tyro.cli(
-        Settings, prog="python -m eval.reconstruction", description=__doc__, args=argv
-    )
 
     def work() -> str:
+        settings = parse_settings(Settings, "eval.reconstruction", __doc__, argv)
         summary = run(settings)
         return json.dumps(summary, indent=1) if settings.json else report.table(summary)
 
-    stopped = "the same command goes on" if settings.out else "without --out nothing is kept"
+    stopped = "with --out, the same command goes on"
     return run_command("eval.reconstruction", work, stopped=stopped)
 
 

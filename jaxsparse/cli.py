@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jaxsparse
-from jaxsparse.errors import JaxsparseError, one_line
+from jaxsparse.errors import JaxsparseError, MissingExtraError, one_line
 
 REFUSED = 2
 INTERRUPTED = 130
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)
-    except _RefusedError as error:
+    except (_RefusedError, MissingExtraError) as error:
         print(f"jaxsparse: {one_line(str(error))}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float32
 
 from jaxsparse import audio, codec, container, demo_page
 from jaxsparse.demo_page import Clip, Coded
-from jaxsparse.errors import AudioError
-from jaxsparse.metrics import Metric, ScorePool, mse
+from jaxsparse.errors import AudioError, MissingExtraError
+from jaxsparse.metrics import Metric, ScorePool, check_installed, mse
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
@@ -28,6 +28,7 @@ MASKS: tuple[MaskName, ...] = ("random", "mixed")
 MAX_SECONDS = 20
 """The rest of a longer file is left out: the page is to be listened to."""
 
+_METRICS: tuple[Metric, ...] = ("pesq_wb", "pesq_nb", "stoi")
 _SENTENCE = "A woman rock climber scales a cliff far above pastures"
 
 
@@ -73,10 +74,13 @@ def run_demo(
         folder.mkdir()
         report("reading the clip")
         clip, samples = _clip(path, folder)
+        metrics, note = _installed_metrics()
+        if note:
+            report(note)
         versions = []
         for name in masks:
             report(f"compressing and decompressing with a {name} mask")
-            versions.append(_code(name, samples, clip, sparsity, folder))
+            versions.append(_code(name, samples, clip, sparsity, folder, metrics))
         report("drawing and writing the page")
         pictures = demo_page.draw_pictures(clip, versions)
         for name, picture in pictures.items():
@@ -92,6 +96,7 @@ def run_demo(
             n_fft=STFTConfig().n_fft,
             seconds=time.monotonic() - started,
             version=version,
+            note=note,
         )
         (folder / "index.html").write_text(page, "utf-8")
         _move(folder, out)
@@ -142,8 +147,26 @@ def _start(path: Path) -> tuple[Float32[np.ndarray, "N C"], int, int]:
         return samples, file.samplerate, file.frames
 
 
+def _installed_metrics() -> tuple[tuple[Metric, ...], str]:
+    """The metrics whose packages are there, and a line that says how to get the others."""
+    missing: dict[Metric, str] = {}
+    for metric in _METRICS:
+        try:
+            check_installed(metric)
+        except MissingExtraError as error:
+            missing[metric] = str(error.name)
+    packages = " and ".join(dict.fromkeys(missing.values()))
+    note = f"without the figures of {packages}, which pip install 'jaxsparse[eval]' brings"
+    return tuple(m for m in _METRICS if m not in missing), note if missing else ""
+
+
 def _code(
-    name: MaskName, samples: Float32[np.ndarray, " N"], clip: Clip, sparsity: str, folder: Path
+    name: MaskName,
+    samples: Float32[np.ndarray, " N"],
+    clip: Clip,
+    sparsity: str,
+    folder: Path,
+    metrics: Sequence[Metric],
 ) -> Coded:
     settings = codec.CodecSettings(sparsity=sparsity, mask=name)
     data = codec.compress(samples[:, None], SAMPLE_RATE, settings)
@@ -151,7 +174,7 @@ def _code(
     audio.atomic_write(folder / f"{name}.jsac", data)
     audio.write_wav(folder / f"{name}.wav", decoded, SAMPLE_RATE)
     spectrogram = _spectrogram(decoded[:, 0])
-    scores, reasons = _scores(samples, decoded[:, 0])
+    scores, reasons = _scores(samples, decoded[:, 0], metrics)
     error = mse(
         reference=jnp.asarray(clip.spectrogram)[None], estimate=jnp.asarray(spectrogram)[None]
     )
@@ -183,9 +206,10 @@ def _stored(
 
 
 def _scores(
-    reference: Float32[np.ndarray, " N"], estimate: Float32[np.ndarray, " N"]
+    reference: Float32[np.ndarray, " N"],
+    estimate: Float32[np.ndarray, " N"],
+    metrics: Sequence[Metric],
 ) -> tuple[dict[str, float], dict[str, str]]:
-    metrics: tuple[Metric, ...] = ("pesq_wb", "pesq_nb", "stoi")
     with ScorePool() as pool:
         jobs = {
             metric: pool.submit(

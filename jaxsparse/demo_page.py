@@ -87,7 +87,7 @@ class Coded:
     spectrogram: Float[np.ndarray, "F T"]
     """Of the decoded sound."""
     scores: Mapping[str, float]
-    """NaN where a metric has no score; `reasons` says why."""
+    """NaN where a metric has no score; `reasons` says why. One that was not computed is missing."""
     reasons: Mapping[str, str]
     parts: Mapping[str, int]
     """Bits of each part of the file; they sum to the file."""
@@ -168,6 +168,7 @@ def render_page(
     n_fft: int,
     seconds: float,
     version: str,
+    note: str = "",
 ) -> str:
     """Renders the page as one HTML file that loads nothing from elsewhere.
 
@@ -179,6 +180,7 @@ def render_page(
         n_fft: For the close-up's frequency axis.
         seconds: How long the demo took.
         version: The package's.
+        note: What to say of metrics that are in no version's scores.
     """
     import jinja2
 
@@ -197,7 +199,12 @@ def render_page(
             clip, pictures["original"], "Original.", "The spectrogram of what went in."
         ),
         close_ups=_close_ups(clip, versions, n_fft),
-        columns=[{"key": key, "title": c[0], "hint": c[1]} for key, c in _COLUMNS.items()],
+        columns=[
+            {"key": key, "title": title, "hint": hint}
+            for key, (title, hint, *_) in _COLUMNS.items()
+            if key in versions[0].scores
+        ],
+        note=note[:1].upper() + note[1:],
         reasons=[
             f"{version.title}, {_COLUMNS[key][0]}: {reason}"
             for version in versions
@@ -238,7 +245,7 @@ def _version(
         "rate": _rate(bits, clip),
         "relative": f"{bits / clip.pcm_bits:.2f}",
         "audio": _data_uri("audio/wav", version.wav),
-        "cells": {key: _cell(key, version, versions) for key in METRICS},
+        "cells": {key: _cell(key, version, versions) for key in METRICS if key in version.scores},
         "pictures": [
             _figure(clip, pictures[f"{version.name}-{kind}"], f"{kind.capitalize()}.", caption)
             for kind, caption in _CAPTIONS.items()

@@ -1,6 +1,8 @@
 """Exceptions that the package raises for input it refuses, and how commands report them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class JaxsparseError(ValueError):
@@ -13,6 +15,35 @@ class AudioError(JaxsparseError):
 
 class ContainerError(JaxsparseError):
     """Bytes that are not a whole, unaltered ``.jsac`` file of a known version."""
+
+
+class MissingExtraError(ImportError):
+    """A package that is not installed, and the extra that brings it.
+
+    Nothing is wrong with the input, so it is no `JaxsparseError`.
+    """
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Surrounds the imports of packages that an extra brings, and no plain installation has.
+
+    ::
+
+        with needs_extra("train"):
+            import grain
+
+    Args:
+        name: Of the extra, one of those in ``pyproject.toml``.
+
+    Raises:
+        MissingExtraError: If one is not installed; it names the package and the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is not installed: pip install 'jaxsparse[{name}]' brings it"
+        raise MissingExtraError(message, name=error.name) from error
 
 
 def describe(error: BaseException) -> str:

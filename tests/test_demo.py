@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import sys
 import tracemalloc
 from html.parser import HTMLParser
 
@@ -217,6 +218,29 @@ def test_a_failure_leaves_nothing(made, tmp_path, monkeypatch):
     assert main([*arguments, str(tmp_path / "out"), "--force"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_without_pesq_and_pystoi_a_line_says_what_brings_them(made, tmp_path, monkeypatch, capsys):
+    for package in ("pesq", "pystoi"):
+        monkeypatch.setitem(sys.modules, package, None)
+    out = tmp_path / "out"
+    assert main(["demo", "--input", str(made / "tone.wav"), "--out", str(out)]) == 0
+    said = "without the figures of pesq and pystoi, which pip install 'jaxsparse[eval]' brings"
+    assert capsys.readouterr().err.count(f"jaxsparse: {said}\n") == 1
+    text = "".join(Page((out / "index.html").read_text("utf-8")).text)
+    assert text.count(said.capitalize()) == 1
+    assert "PESQ" not in text and "STOI" not in text and "MSE" in text
+    with_all = json.loads((made / "out" / "scores.json").read_text())["masks"]
+    for name, mask in json.loads((out / "scores.json").read_text())["masks"].items():
+        assert mask["scores"] == {"mse": with_all[name]["scores"]["mse"]}
+        assert mask["reasons"] == {}
+
+
+def test_a_package_that_is_there_is_used_without_the_other(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    metrics, note = demo._installed_metrics()
+    assert metrics == ("stoi",)
+    assert note == "without the figures of pesq, which pip install 'jaxsparse[eval]' brings"
 
 
 def test_force_keeps_what_is_not_the_demos(made, tmp_path):

@@ -19,15 +19,15 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsparse.data import flickr8k
+from jaxsparse.data import flickr8k_builder
 from jaxsparse.data.clips import find_clips
-from jaxsparse.data.flickr8k import (
+from jaxsparse.data.flickr8k import main
+from jaxsparse.data.flickr8k_builder import (
     ARCHIVE,
     CorpusError,
     Recording,
     SplitConfig,
     draw_splits,
-    main,
     prepare,
     read_corpus,
 )
@@ -476,7 +476,7 @@ def test_another_archive_is_refused(manual, out):
     archive = pack(manual)
     found = hashlib.md5(archive.read_bytes()).hexdigest()
     with pytest.raises(CorpusError, match=rf"{ARCHIVE}: its MD5 is {found}, not 9d078f1f"):
-        prepare(manual, out, config(archive_md5=flickr8k.ARCHIVE_MD5))
+        prepare(manual, out, config(archive_md5=flickr8k_builder.ARCHIVE_MD5))
     assert not out.exists()
 
 
@@ -530,7 +530,7 @@ def test_nothing_is_written_beside_the_target(manual, out, tmp_path):
         for info, data in members:
             archive.addfile(info, data)
     before = set(tmp_path.rglob("*"))
-    with flickr8k.open_corpus(manual, scratch=tmp_path, md5=None) as root:
+    with flickr8k_builder.open_corpus(manual, scratch=tmp_path, md5=None) as root:
         written = set(tmp_path.rglob("*")) - before
         assert all(path.is_relative_to(root) for path in written)
         assert not [path for path in written if "evil" in path.name or path.is_symlink()]
@@ -572,7 +572,7 @@ def test_what_was_prepared_before_survives_a_failure(manual, out):
 def test_ctrl_c_leaves_nothing(manual, out, packed, monkeypatch):
     if packed:
         pack(manual)
-    reading = flickr8k._read_pcm
+    reading = flickr8k_builder._read_pcm
     calls = []
 
     def read_and_interrupt(path):
@@ -583,7 +583,7 @@ def test_ctrl_c_leaves_nothing(manual, out, packed, monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return reading(path)
 
-    monkeypatch.setattr(flickr8k, "_read_pcm", read_and_interrupt)
+    monkeypatch.setattr(flickr8k_builder, "_read_pcm", read_and_interrupt)
     if packed:
         with pytest.raises(KeyboardInterrupt):
             prepare(manual, out, config())
@@ -595,14 +595,14 @@ def test_ctrl_c_leaves_nothing(manual, out, packed, monkeypatch):
 
 
 def test_a_clip_that_vanishes_meanwhile(manual, out, monkeypatch):
-    draw = flickr8k.draw_splits
+    draw = flickr8k_builder.draw_splits
 
     def draw_and_remove(recordings, settings):
         splits = draw(recordings, settings)
         splits["test"][0].path.unlink()
         return splits
 
-    monkeypatch.setattr(flickr8k, "draw_splits", draw_and_remove)
+    monkeypatch.setattr(flickr8k_builder, "draw_splits", draw_and_remove)
     with pytest.raises(CorpusError, match=r"_\d\.wav: changed while it was used"):
         prepare(manual, out, config())
     assert not out.exists()

@@ -28,7 +28,7 @@ from jaxsparse.checkpoint import Checkpoint, Checkpoints
 from jaxsparse.data.clips import Clip, FileClip, PreparedClip, find_clips
 from jaxsparse.data.folder import portable_path
 from jaxsparse.data.loader import Loader, make_loader
-from jaxsparse.errors import AudioError
+from jaxsparse.errors import AudioError, needs_extra
 from jaxsparse.masks import count_observed, mixed_mask, random_mask
 from jaxsparse.nn.network import Params, SparseCNNConfig, n_parameters, sparse_cnn
 from jaxsparse.plots import draw_spectrogram
@@ -318,10 +318,8 @@ class Log:
         )
         self._events = None
         if self.settings.tensorboard:
-            try:
+            with needs_extra("tensorboard"):
                 from tensorboardX import SummaryWriter
-            except ModuleNotFoundError:
-                raise SettingsError("--tensorboard needs jaxsparse[tensorboard]") from None
 
             self._events = SummaryWriter(str(self.settings.workdir))
         return self

@@ -20,7 +20,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from jaxsparse.errors import JaxsparseError, describe
+from jaxsparse.errors import JaxsparseError, MissingExtraError, describe, needs_extra
 
 EXIT_CODES = {signal.SIGTERM: getattr(os, "EX_TEMPFAIL", 75), signal.SIGINT: 130}
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     with StopSignals() as signals:
         try:
             return _train(argv, signals)
-        except (JaxsparseError, OSError, FloatingPointError) as error:
+        except (JaxsparseError, MissingExtraError, OSError, FloatingPointError) as error:
             print(f"train: {describe(error)}", file=sys.stderr)
             return 2
 
@@ -85,7 +85,8 @@ def _train(argv: list[str], signals: StopSignals) -> int:
     for library in ("absl", "jax"):
         logging.getLogger(library).setLevel(logging.WARNING)
     # Imported here: they take seconds, in which a signal should already be heeded.
-    import tyro
+    with needs_extra("train"):
+        import tyro
 
     from train.settings import RECIPES, Settings
 

@@ -24,11 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from eval.command import run_command
+from eval.command import parse_settings, run_command
 from eval.degradations import degrade
 from eval.rows import check_settings
 from jaxsparse._scoring import PESQ
@@ -295,10 +294,9 @@ def _five_digits(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit code of `run_command`."""
-    settings = tyro.cli(Settings, prog="python -m train.surrogate", description=__doc__, args=argv)
 
     def work() -> str:
-        result = run(settings)
+        result = run(parse_settings(Settings, "train.surrogate", __doc__, argv))
         return json.dumps({band: result[band]["held_out"] for band in BANDS}, indent=1)
 
     return run_command("train.surrogate", work)

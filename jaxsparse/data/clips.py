@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int16
 
 from jaxsparse.audio import read_audio, resample, to_mono
 from jaxsparse.data.folder import find_audio, read_segment
-from jaxsparse.errors import AudioError
+from jaxsparse.errors import AudioError, needs_extra
 from jaxsparse.types import SAMPLE_RATE
 
 # What tensorflow-datasets writes last into a version's folder.
@@ -126,6 +126,7 @@ def find_clips(root: str | os.PathLike[str], split: str | None = None) -> tuple[
       AudioError: there is no audio; the data set is half-written, damaged, not of 16 kHz mono
         audio, or has no such split; or a folder of files is asked for a split. The message names
         the directory.
+      MissingExtraError: it is a prepared data set, and tensorflow-datasets is not installed.
     """
     root = Path(root)
     prepared = _find_prepared(root)
@@ -206,8 +207,10 @@ def _open_split(directory: Path, split: str) -> Any:
 
     Raises:
       AudioError: the data set is damaged, of another kind, or has no such split.
+      MissingExtraError: tensorflow-datasets is not installed.
     """
-    import tensorflow_datasets as tfds
+    with needs_extra("train"):
+        import tensorflow_datasets as tfds
 
     # Whatever a damaged file makes of it: JSON, protobuf, lookup and file errors.
     try:

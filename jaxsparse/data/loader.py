@@ -13,7 +13,7 @@ from tqdm import tqdm
 from jaxsparse.audio import open_audio, read_audio
 from jaxsparse.data.clips import Clip, FileClip, as_clips
 from jaxsparse.data.folder import CLIP_SAMPLES
-from jaxsparse.errors import AudioError
+from jaxsparse.errors import AudioError, needs_extra
 
 if TYPE_CHECKING:
     import grain
@@ -195,6 +195,7 @@ def make_loader(
 
     Raises:
       AudioError: no clip is usable, or one isn't and ``strict`` is set.
+      MissingExtraError: grain is not installed.
       ValueError: a setting is out of range, or there are fewer clips than a single batch needs.
     """
     counts = {"batch_size": batch_size, "n_samples": n_samples, "threads": threads}
@@ -205,7 +206,8 @@ def make_loader(
         raise ValueError(f"workers must be at least 0, not {workers}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be from 0 to 2^32 - 1, not {seed}")
-    import grain
+    with needs_extra("train"):
+        import grain
 
     usable, skipped = check_clips(clips, full=full_check, strict=strict, progress=progress)
     if drop_remainder and num_epochs is not None and len(usable) * num_epochs < batch_size:
@@ -249,7 +251,8 @@ def _note(skipped: dict[str, str], clip: Clip) -> None:
 
 def _allow_workers() -> None:
     # grain hands absl's flags to its workers, and they are only readable once parsed.
-    from absl import flags
+    with needs_extra("train"):
+        from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()

@@ -19,6 +19,7 @@ from jaxsparse.metrics.reference import (
     Score,
     ScorePool,
     Scores,
+    check_installed,
     reference_pesq,
     reference_stoi,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Score",
     "ScorePool",
     "Scores",
+    "check_installed",
     "estoi",
     "log_spectral_distance",
     "mel_distance",

@@ -2,10 +2,12 @@
 
 PESQ is ITU-T P.862 (narrow band) or P.862.2 (wide band) as `pesq` computes it; STOI is that of Taal
 et al. (2011), extended STOI that of Jensen and Taal (2016), as `pystoi` does. All take
-``reference=`` and ``estimate=`` by keyword, are per example and are not differentiable.
+``reference=`` and ``estimate=`` by keyword, are per example and are not differentiable. The extra
+``eval`` brings both packages.
 """
 
 import contextlib
+import importlib
 import os
 import pickle
 import queue
@@ -19,7 +21,8 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from jaxsparse import _scoring
-from jaxsparse._scoring import PESQ, Metric
+from jaxsparse._scoring import PESQ, PESQ_RATES, Metric
+from jaxsparse.errors import needs_extra
 from jaxsparse.metrics.contract import Batch
 
 # -P keeps the package's own directory, and its types.py, out of the worker's import path.
@@ -39,6 +42,16 @@ class Scores(NamedTuple):
 
     values: Float64[np.ndarray, " B"]
     reasons: tuple[str | None, ...]
+
+
+def check_installed(metric: Metric) -> None:
+    """Refuses a metric whose package is missing, before a worker process falls over it.
+
+    Raises:
+        MissingExtraError: `pesq` or `pystoi` is not installed.
+    """
+    with needs_extra("eval"):
+        importlib.import_module("pesq" if metric in PESQ_RATES else "pystoi")
 
 
 class ScorePool:
@@ -76,15 +89,17 @@ class ScorePool:
         on long audio with many pauses.
 
         Raises:
+            MissingExtraError: The package that computes the metric is not installed.
             ValueError: The metric is unknown or not defined at the sample rate, or the shapes
                 differ.
         """
         if metric not in get_args(Metric):
             raise ValueError(f"unknown metric {metric!r}, expected one of {get_args(Metric)}")
-        if sample_rate <= 0 or sample_rate not in _scoring.PESQ_RATES.get(metric, (sample_rate,)):
+        if sample_rate <= 0 or sample_rate not in PESQ_RATES.get(metric, (sample_rate,)):
             raise ValueError(f"{metric} is not defined at {sample_rate} Hz")
         if reference.shape != estimate.shape:
             raise ValueError(f"reference {reference.shape} and estimate {estimate.shape} differ")
+        check_installed(metric)
         job = _scoring.Job(metric, np.asarray(reference), np.asarray(estimate), sample_rate)
         return self._threads.submit(self._run, job)
 
@@ -175,6 +190,7 @@ def reference_pesq(
         pool: Pool to score in; without one, a pool is made for the call.
 
     Raises:
+        MissingExtraError: `pesq` is not installed.
         ValueError: The band is unknown or not defined at the sample rate, or the shapes differ.
     """
     if band not in PESQ:
@@ -200,6 +216,7 @@ def reference_stoi(
         pool: Pool to score in; without one, a pool is made for the call.
 
     Raises:
+        MissingExtraError: `pystoi` is not installed.
         ValueError: The shapes differ.
     """
     return _score_batch("estoi" if extended else "stoi", reference, estimate, sample_rate, pool)
