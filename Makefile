@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
+# By default the pinned versions; lowest-direct and highest are the ends of pyproject.toml's ranges.
+RESOLUTION ?= pinned
 UV_VERSION = 0.13.9
 PIP_VERSION = 26.3
 
@@ -10,14 +12,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 PIP = $(BIN)/python -m pip -qq
 INSTALL = $(PIP) install --build-constraint requirements-build.txt
-COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+UV = $(BIN)/python -m uv --quiet
+COMPILE = $(UV) pip compile --upgrade --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate \
 	--custom-compile-command "make pins"
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types test-fast test-slow bench format pins clean
+.PHONY: help setup demo test lint types test-fast test-slow bench format pins package clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,13 +61,23 @@ pins: $(BIN)/python  ## Resolve the pinned versions anew
 	$(COMPILE) --extra all --extra dev --extra tensorboard pyproject.toml -o requirements.txt
 	printf '%s\n' cython numpy pytest-runner setuptools | $(COMPILE) -o requirements-build.txt -
 
+package: $(VENV)/.ready  ## Build wheel and sdist into dist/, and try the wheel where nothing is compiled
+	$(PIP) install uv==$(UV_VERSION)
+	$(BIN)/python tools/check_package.py
+
 clean:  ## Remove the virtual environment and everything generated
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready: $(BIN)/python requirements.txt requirements-build.txt pyproject.toml
-	@echo "Installing the pinned packages into $(VENV); the first time takes a minute or two"
+	@echo "Installing the packages ($(RESOLUTION)) into $(VENV); the first time takes a minute or two"
+ifeq ($(RESOLUTION),pinned)
 	$(INSTALL) -r requirements.txt
 	$(INSTALL) --no-deps -e .
+else
+	$(PIP) install uv==$(UV_VERSION)
+	$(UV) pip install --python $(BIN)/python --resolution $(RESOLUTION) \
+		--build-constraints requirements-build.txt -e ".[all,dev,tensorboard]"
+endif
 	@touch $@
 
 # pesq is compiled when it is installed, hence the compiler and Python's headers.
