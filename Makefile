@@ -11,19 +11,26 @@ BIN = $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 PIP = $(BIN)/python -m pip -qq
-INSTALL = $(PIP) install --build-constraint requirements-build.txt
 UV = $(BIN)/python -m uv --quiet
+INSTALL = $(UV) pip install --python $(BIN)/python --build-constraints requirements-build.txt
 COMPILE = $(UV) pip compile --upgrade --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate \
 	--custom-compile-command "make pins"
 MAKEFLAGS += --no-print-directory
+# Two processes of up to 3 GB; a file's tests share what they compile.
+WORKERS = -n 2 --dist loadfile
+# XLA's defaults; tests compile more quickly (tests/conftest.py).
+OPTIMISED = --xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true
+NUMERICAL = $(patsubst %,tests/test_%.py,stft spectrogram masks sparse_conv network distances \
+	metric_contract same_numbers)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types test-fast test-slow bench format pins package clean
+.PHONY: help setup demo test lint types test-fast test-optimised test-slow bench format pins package \
+	clean
 
 help:  ## Show what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "PYTHON=$(PYTHON) makes the virtual environment VENV=$(VENV)"
 
 setup: $(VENV)/.ready  ## Make the virtual environment (the others do so by themselves)
@@ -40,14 +47,18 @@ lint: $(VENV)/.ready  ## Check style and format
 types: $(VENV)/.ready  ## Check types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-test-fast: $(VENV)/.ready  ## Run the tests alone
-	$(BIN)/python -m pytest
+test-fast: $(VENV)/.ready  ## Run the tests alone: all of them, or those of FILES="tests/test_stft.py ..."
+	$(BIN)/python -m pytest $(or $(FILES),$(WORKERS))
+
+test-optimised: $(VENV)/.ready  ## Run the numerical tests once more, compiled for AVX2 as users' code is
+	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" $(BIN)/python -m pytest $(WORKERS) $(NUMERICAL)
 
 test-slow: $(VENV)/.ready  ## Run the tests that take minutes: fifty kills, an hour of audio
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.ready  ## Time training and searching against PyTorch (installed if absent), and metrics
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(INSTALL) --constraint requirements.txt -e ".[benchmark]"
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install \
+		--build-constraint requirements-build.txt --constraint requirements.txt -e ".[benchmark]"
 	$(BIN)/python -m benchmarks.train_step --json
 	$(BIN)/python -m benchmarks.mask_search --json
 	$(BIN)/python -m benchmarks.metrics --json
@@ -57,12 +68,10 @@ format: $(VENV)/.ready  ## Rewrite the files in the project's format
 	$(BIN)/ruff format
 
 pins: $(BIN)/python  ## Resolve the pinned versions anew
-	$(PIP) install uv==$(UV_VERSION)
 	$(COMPILE) --extra all --extra dev --extra tensorboard pyproject.toml -o requirements.txt
 	printf '%s\n' cython numpy pytest-runner setuptools | $(COMPILE) -o requirements-build.txt -
 
 package: $(VENV)/.ready  ## Build wheel and sdist into dist/, and try the wheel where nothing is compiled
-	$(PIP) install uv==$(UV_VERSION)
 	$(BIN)/python tools/check_package.py
 
 clean:  ## Remove the virtual environment and everything generated
@@ -74,9 +83,7 @@ ifeq ($(RESOLUTION),pinned)
 	$(INSTALL) -r requirements.txt
 	$(INSTALL) --no-deps -e .
 else
-	$(PIP) install uv==$(UV_VERSION)
-	$(UV) pip install --python $(BIN)/python --resolution $(RESOLUTION) \
-		--build-constraints requirements-build.txt -e ".[all,dev,tensorboard]"
+	$(INSTALL) --resolution $(RESOLUTION) -e ".[all,dev,tensorboard]"
 endif
 	@touch $@
 
@@ -94,4 +101,4 @@ $(BIN)/python:
 			"install python3-dev or the like (or do without it: pip install .)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "'$(PYTHON) -m venv' failed: install python3-venv or the like" >&2; exit 1; }
-	$(PIP) install pip==$(PIP_VERSION)
+	$(PIP) install pip==$(PIP_VERSION) uv==$(UV_VERSION)

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from jaxsparse.audio import resample
 from jaxsparse.data.clips import Clip, FileClip, PreparedClip, as_clips, find_clips
+from jaxsparse.data.flickr8k_builder import LocalInfo
 from jaxsparse.data.loader import make_loader
 from jaxsparse.errors import AudioError
 
@@ -41,7 +42,7 @@ class Ramps(tfds.core.ShardBasedBuilder):
 
     def _info(self):
         features = {"audio": self.audio, **({"file": tfds.features.Text()} if self.named else {})}
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict(sample_rate=self.rate),

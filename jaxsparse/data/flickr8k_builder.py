@@ -60,6 +60,13 @@ class CorpusError(JaxsparseError):
     """What should be the corpus is not usable as a whole."""
 
 
+class LocalInfo(tfds.core.DatasetInfo):
+    """About a data set that is not among those that tensorflow-datasets' bucket describes."""
+
+    def initialize_from_bucket(self) -> None:
+        """Asks no bucket, for which a temporary folder would be made and left."""
+
+
 @dataclasses.dataclass(eq=False, kw_only=True)
 class SplitConfig(tfds.core.BuilderConfig):
     """Which clips make up which split. The name of the prepared folder tells all of it.
@@ -469,7 +476,7 @@ class Flickr8kAudio(tfds.core.ShardBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self._split_config
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             description="Captions of images, read aloud: 40,000 clips of 183 speakers, of which "
             f"those of at most {config.max_samples} samples are drawn from. {config.description}",
