@@ -12,7 +12,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 PIP = $(BIN)/python -m pip -qq
 UV = $(BIN)/python -m uv --quiet
-INSTALL = $(UV) pip install --python $(BIN)/python --build-constraints requirements-build.txt
+INSTALL = $(UV) pip install --python $(BIN)/python --compile-bytecode \
+	--build-constraints requirements-build.txt
 COMPILE = $(UV) pip compile --upgrade --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate \
 	--custom-compile-command "make pins"
@@ -78,7 +79,8 @@ clean:  ## Remove the virtual environment and everything generated
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready: $(BIN)/python requirements.txt requirements-build.txt pyproject.toml
-	@echo "Installing the packages ($(RESOLUTION)) into $(VENV); the first time takes a minute or two"
+	@echo "Installing the packages ($(RESOLUTION)) into $(VENV); the first time takes a minute"
+	$(PIP) install pip==$(PIP_VERSION) uv==$(UV_VERSION)
 ifeq ($(RESOLUTION),pinned)
 	$(INSTALL) -r requirements.txt
 	$(INSTALL) --no-deps -e .
@@ -101,4 +103,3 @@ $(BIN)/python:
 			"install python3-dev or the like (or do without it: pip install .)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "'$(PYTHON) -m venv' failed: install python3-venv or the like" >&2; exit 1; }
-	$(PIP) install pip==$(PIP_VERSION) uv==$(UV_VERSION)

@@ -394,10 +394,10 @@ def fill_at(step, limit, disk, monkeypatch):
     monkeypatch.setattr(loop.Log, "add", fill_and_add)
 
 
-def assert_full(disk, path, capfd):
+def assert_full(disk, path, capture):
     disk.free()
     line = f"train: {path}: {os.strerror(disk.error)}"
-    assert capfd.readouterr().err.splitlines() == [line]
+    assert capture.readouterr().err.splitlines() == [line]
 
 
 def test_no_room_for_a_checkpoint(settings, whole, disk, monkeypatch, capfd):
@@ -420,12 +420,13 @@ def test_no_room_for_the_log_at_the_start(settings, capfd):
     assert capfd.readouterr().err.splitlines() == [line]
 
 
-def test_no_room_for_the_log_later(settings, whole, tmp_path, monkeypatch, capfd):
+def test_no_room_for_the_log_later(settings, whole, tmp_path, monkeypatch, capsys):
+    # `capsys`, since what is printed would not fit into a file of `capfd` either.
     disk = FullDisk(tmp_path, mount=False)
     fill_at(5, 120, disk, monkeypatch)
     assert main.main(arguments(settings)) == 2
     monkeypatch.undo()
-    assert_full(disk, settings.workdir / "log.csv", capfd)
+    assert_full(disk, settings.workdir / "log.csv", capsys)
     assert newest_step(settings) == 3
     assert main.main(arguments(settings, "--resume")) == 0
     assert End(settings.workdir) == whole
