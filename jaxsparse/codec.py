@@ -203,7 +203,7 @@ def decompress(
 
     Raises:
         ContainerError: If the bytes are not a whole, unaltered file; before memory is allocated
-            where they promise more than `container.MAX_SAMPLES_PER_BYTE` allows.
+            where they promise more than `container.MAX_FRAMES_PER_BYTE` allows.
         JaxsparseError: If the network is not there, or has other weights than the file's.
     """
     header, parts = container.unpack(data)

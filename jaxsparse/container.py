@@ -32,10 +32,11 @@ PartName: TypeAlias = Literal["mask", "values", "phase_bitmap", "phases"]
 VERSION = 1
 CODED_RATE = 16_000
 MAX_CHANNELS = 32
-# Where all levels are equal and one phase is stored, 302 frames still cost 78 bytes: 991 samples
-# to a byte. What promises more was never encoded. It bounds what a decoder allocates: 4 bytes for
-# each sample, 4096 times the file, times the ratio of its sample rate to 16 kHz.
-MAX_SAMPLES_PER_BYTE = 1024
+# Where all levels are equal and one phase is stored, 302 frames still cost 78 bytes: 3.9 frames to
+# a byte. What promises more was never encoded. It bounds the decoder's work, and what it allocates:
+# a frame brings at most 256 samples of 4 bytes, so 4096 times the file, times the ratio of its
+# sample rate to 16 kHz.
+MAX_FRAMES_PER_BYTE = 4
 PARTS: tuple[PartName, ...] = get_args(PartName)
 
 _MAGIC = b"JSAC"
@@ -49,6 +50,8 @@ _CRC = struct.Struct("<I")
 _LEVELS = struct.Struct("<hHH")
 # What the encoder writes; smaller ones are good for tests.
 _MAX_N_FFT, _MAX_HOP_LENGTH, _MAX_FRAMES = 2048, 256, 302
+# Most frames that reach a sample, as in what the encoder writes: each is an addition to compile.
+_MAX_OVERLAP = 8
 # Spectrograms are floored that far below their maximum.
 _RANGE_MDB = 80_000
 _SPARSITY = re.compile(r"0\.[0-9]{1,18}")
@@ -113,6 +116,8 @@ class Header:
     coded_rate: int = CODED_RATE
 
     def __post_init__(self) -> None:
+        _check_integer("n_fft", self.n_fft)
+        shortest_hop = -(-self.n_fft // _MAX_OVERLAP)
         for name, (low, high) in {
             "sample_rate": (MIN_SAMPLE_RATE, MAX_SAMPLE_RATE),
             "channels": (1, MAX_CHANNELS),
@@ -122,8 +127,8 @@ class Header:
             "phase_bits": (1, 12),
             "coded_rate": (CODED_RATE, CODED_RATE),
             "n_fft": (4, _MAX_N_FFT),
-            "win_length": (4, self.n_fft),
-            "hop_length": (1, min(self.win_length // 2, _MAX_HOP_LENGTH)),
+            "win_length": (max(4, 2 * shortest_hop), self.n_fft),
+            "hop_length": (shortest_hop, min(self.win_length // 2, _MAX_HOP_LENGTH)),
             "frames_per_segment": (1, _MAX_FRAMES),
         }.items():
             value = getattr(self, name)
@@ -349,8 +354,9 @@ def unpack(data: bytes) -> Container:
         ContainerError: If the bytes are not a whole, unaltered file of a known version.
     """
     header, offset = _unpack_header(data)
-    if header.channels * header.n_coded_samples > MAX_SAMPLES_PER_BYTE * len(data):
-        raise ContainerError(f"{len(data)} bytes can't hold {header.n_samples} samples")
+    n_frames = header.channels * header.n_frames
+    if n_frames > MAX_FRAMES_PER_BYTE * len(data):
+        raise ContainerError(f"{len(data)} bytes can't hold {n_frames} frames")
     n_segments = header.channels * header.n_segments
     if n_segments * len(PARTS) * _PART.size > len(data) - offset:
         raise ContainerError(f"{len(data)} bytes can't hold {n_segments} segments")

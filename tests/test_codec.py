@@ -463,7 +463,7 @@ def test_memory_of_the_largest_promise_is_bounded():
     # Levels that are all the same, and phases that were cut off.
     parts = [b"", struct.pack("<hHH", -200, 0, 0), b"", b""]
     data = container.pack(header, [parts] * n_segments)
-    bound = 4 * container.MAX_SAMPLES_PER_BYTE * 48 * len(data)
+    bound = 4 * container.MAX_FRAMES_PER_BYTE * 256 * 48 * len(data)
     assert 4 * n_samples > 0.8 * bound
     tracemalloc.start()
     decoded, _ = decompress(data)

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import itertools
 import json
 import struct
 import tracemalloc
@@ -357,7 +358,9 @@ def test_parts_that_changed_places_are_refused():
         ("n_fft", 2**31),
         ("win_length", 0),
         ("win_length", 33),
+        ("win_length", 7),
         ("hop_length", 0),
+        ("hop_length", 3),
         ("hop_length", 17),
         ("window", 1),
         ("center", 0),
@@ -383,8 +386,8 @@ def test_forged_header_is_refused_without_large_memory(name, value):
     assert peak < 1e6
 
 
-def test_promised_samples_are_bounded_by_the_size():
-    """Empty parts decode to something; without a bound 2 KB of them promise hours."""
+def test_promised_frames_are_bounded_by_the_size():
+    """Parts of next to nothing decode to something; without a bound 2 KB of them promise hours."""
     header = make_header(n_samples=60 * 302 * 256 - 256)
     data = container.pack(header, [[b""] * 4] * header.n_segments)
     assert len(data) < 2100
@@ -392,6 +395,35 @@ def test_promised_samples_are_bounded_by_the_size():
         container.unpack(data)
     with pytest.raises(ContainerError, match="too many"):
         make_header(n_samples=2**30, channels=2)
+
+
+@pytest.mark.parametrize("n_fft", [4, 30, 2048])
+@pytest.mark.parametrize("frames_per_segment", [1, 302])
+def test_work_is_bounded_by_the_size(frames_per_segment, n_fft):
+    """Frames cost time, and so do those that overlap: an addition of each is compiled."""
+    size = {"n_fft": n_fft, "win_length": n_fft, "frames_per_segment": frames_per_segment}
+    accepted = 0
+    for hop_length, n_samples in itertools.product((1, 2, 3, 4, 15, 255, 256), (1, 90, 9_000)):
+        try:
+            header = make_header(**size, hop_length=hop_length, n_samples=n_samples)
+            data = container.pack(header, [[b""] * 4] * header.n_segments)
+            container.unpack(data)
+        except ContainerError:
+            continue
+        accepted += 1
+        assert header.n_fft <= 8 * header.hop_length
+        assert header.n_frames <= 4 * len(data)
+    assert accepted
+
+
+def test_frames_that_overlap_more_than_an_encoder_s_are_refused():
+    """186 bytes that took 21 s and 779 MB."""
+    sparse = make_header(mask="random", phase_threshold=1, n_samples=301)
+    parts = [b"", struct.pack("<hHH", 0, 0, 0), b"", b""]
+    data = container.pack(sparse, [parts])
+    assert container.unpack(data).header == sparse
+    with pytest.raises(ContainerError, match="hop_length 1 is not from 256 to 256"):
+        container.unpack(forge(data, hop_length=1))
 
 
 @pytest.mark.parametrize("threshold", [None, 1])

@@ -306,8 +306,9 @@ def _repair(file: File, rng: random.Random) -> None:
     for name, (low, high) in _LIMITS.items():
         fields[name] = min(max(fields[name], low), high)
     fields["n_fft"] -= fields["n_fft"] % 2
-    fields["win_length"] = min(fields["win_length"], fields["n_fft"])
-    fields["hop_length"] = min(fields["hop_length"], fields["win_length"] // 2)
+    hop = -(-fields["n_fft"] // 8)
+    fields["win_length"] = min(max(fields["win_length"], 2 * hop), fields["n_fft"])
+    fields["hop_length"] = min(max(fields["hop_length"], hop), fields["win_length"] // 2)
     for place, pattern, texts in ((0, rb"0\.\d{1,18}", _SPARSITIES), (1, rb"[a-z]+", _NETWORKS)):
         if len(file.texts) != 2 or not re.fullmatch(pattern, file.texts[place]):
             good = [text for text in texts if re.fullmatch(pattern, text)]

@@ -254,7 +254,7 @@ def _faults_of_fields() -> Iterator[Fault]:
         "coded_rate": (16_000, 16_000, (0, 48_000)),
         "n_fft": (4, 2048, (0, 2, 2**31)),
         "win_length": (4, 16, (0, 17)),
-        "hop_length": (1, 8, (0, 9)),
+        "hop_length": (2, 8, (0, 1, 9)),
         "frames_per_segment": (1, 302, (0, 65535)),
         "value_step_mdb": (50, 10_000, (0, 49, 2**32 - 1)),
         "phase_bits": (1, 12, (0, 13, 255)),
@@ -287,7 +287,7 @@ def _faults_of_fields() -> Iterator[Fault]:
     yield Fault(
         "bomb-samples",
         "a few bytes that promise 37 hours",
-        f"{size} bytes can't hold {2**31 - 1000} samples",
+        f"{size} bytes can't hold {1 + (2**31 - 1000) // 4} frames",
         _with(file, n_samples=2**31 - 1000),
     )
     yield Fault(
@@ -305,7 +305,7 @@ def _faults_of_fields() -> Iterator[Fault]:
     yield Fault(
         "bomb-empty-parts",
         "40 segments of nothing that promise three minutes",
-        "1391 bytes can't hold 3092224 samples",
+        "1391 bytes can't hold 12080 frames",
         _with(
             file,
             n_samples=40 * 302 * 256 - 256,
@@ -319,8 +319,8 @@ def _faults_of_fields() -> Iterator[Fault]:
     yield Fault(
         "bomb-frames",
         "many segments of one frame",
-        f"{size} bytes can't hold 10001 segments",
-        _with(file, n_samples=10_000, hop_length=1, frames_per_segment=1),
+        f"{size} bytes can't hold 501 segments",
+        _with(file, n_samples=1000, hop_length=2, frames_per_segment=1),
     )
 
 
