@@ -558,27 +558,34 @@ class _Encoder:
 
 
 class _Decoder:
-    """The inverse of `_Encoder`: of the symbols only the number counts."""
+    """The inverse of `_Encoder`: of the symbols only the number counts.
+
+    It encodes again what it decodes. A range coder reads zeros behind the end of its data and
+    doesn't miss what is cut off, so that only equal bytes show that an encoder wrote them.
+    """
 
     def __init__(self, data: bytes | memoryview, name: str) -> None:
         if len(data) % 4:
             raise ContainerError(f"the {name} part has {len(data)} bytes, not a multiple of 4")
-        words = np.frombuffer(data, "<u4").astype(np.uint32)
-        self._coder = _stream.queue.RangeDecoder(words)
+        self._coder = _stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        self._again = _Encoder()
+        self._data = data
         self._name = name
-        self._unused = len(words) > 0
 
     def __call__(self, symbols: np.ndarray, model: object, *parameters: np.ndarray) -> np.ndarray:
-        self._unused = False
         try:
-            return self._coder.decode(model, *(parameters or (len(symbols),)))
+            decoded = self._coder.decode(model, *(parameters or (len(symbols),)))
         except AssertionError as error:
             raise ContainerError(f"the {self._name} part can't be decoded") from error
+        return self._again(decoded, model, *parameters)
 
     def finish(self) -> None:
-        """Refuses a stream that goes on after its last symbol."""
-        if self._unused or not self._coder.maybe_exhausted():
+        """Refuses data that an encoder of the same symbols would not have written."""
+        expected = self._again.data()
+        if len(self._data) > len(expected):
             raise ContainerError(f"the {self._name} part is longer than what it codes")
+        if self._data != expected:
+            raise ContainerError(f"the {self._name} part is not as an encoder writes it")
 
 
 _Coder: TypeAlias = _Encoder | _Decoder

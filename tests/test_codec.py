@@ -1,6 +1,4 @@
-import dataclasses
 import functools
-import struct
 import subprocess
 import sys
 import tracemalloc
@@ -456,19 +454,23 @@ def test_accurate_network_is_left_alone():
 def test_memory_of_the_largest_promise_is_bounded():
     """Segments of next to nothing: the most samples that the size of a file allows."""
     rate, n_segments = 768_000, 3
-    header = codec._make_header(CodecSettings(mask="random"), SHA256, 1, 1, rate)
+    settings = CodecSettings(sparsity="0.999995", mask="random", phase_threshold=1, phase_bits=1)
     n_samples = 48 * (n_segments * 302 * 256 - 256)
-    header = dataclasses.replace(header, n_samples=n_samples)
+    header = codec._make_header(settings, SHA256, n_samples, 1, rate)
     assert header.n_segments == n_segments
-    # Levels that are all the same, and phases that were cut off.
-    parts = [b"", struct.pack("<hHH", -200, 0, 0), b"", b""]
-    data = container.pack(header, [parts] * n_segments)
-    bound = 4 * container.MAX_FRAMES_PER_BYTE * 256 * 48 * len(data)
-    assert 4 * n_samples > 0.8 * bound
+    parts = []
+    for index in range(n_segments):
+        # One level, one phase.
+        zeros = np.zeros(header.segment_shape(index), int)
+        mask = container.complete_mask(header, 0, index, zeros > 0)
+        segment = container.Segment(zeros > 0, mask, zeros, mask, zeros)
+        parts.append(container.encode_segment(header, 0, index, segment))
+    data = container.pack(header, parts)
+    assert header.n_frames > 0.6 * container.MAX_FRAMES_PER_BYTE * len(data)
     tracemalloc.start()
     decoded, _ = decompress(data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert decoded.shape == (n_samples, 1)
     # The samples, what comes out of the resampler, and a few segments.
-    assert peak < 2.5 * bound + 60e6
+    assert peak < 2.5 * 4 * n_samples + 60e6

@@ -8,6 +8,7 @@ import copy
 import json
 import struct
 from collections.abc import Iterator
+from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -483,6 +484,20 @@ def _faults_of_code() -> Iterator[Fault]:
             file.payloads[number] + noise[:12],
         )
         yield fault(
+            f"{slug}-cut",
+            f"the last word of the {said} part is missing",
+            f"the {said} part is not as an encoder writes it",
+            number,
+            file.payloads[number][:-4],
+        )
+        yield fault(
+            f"{slug}-last-bit",
+            f"a bit flipped that doesn't change what the {said} part codes",
+            f"the {said} part is not as an encoder writes it",
+            number,
+            _flip(file.payloads[number], len(file.payloads[number]) - 4),
+        )
+        yield fault(
             f"{slug}-noise",
             f"noise instead of the {said} part",
             f"the {said} part is longer than what it codes",
@@ -499,9 +514,16 @@ def _faults_of_code() -> Iterator[Fault]:
     yield fault(
         "mask-empty",
         "nothing in the mask part",
-        "the mask part holds another number of positions than 8",
+        "the mask part is not as an encoder writes it",
         0,
         b"",
+    )
+    yield fault(
+        "mask-count",
+        "a position too many",
+        "the mask part holds another number of positions than 8",
+        0,
+        _mask_of_one_more(),
     )
     yield fault(
         "mask-second-segment",
@@ -553,7 +575,7 @@ def _faults_of_code() -> Iterator[Fault]:
         "levels that don't reach as far as they say",
         contradicts,
         1,
-        struct.pack("<hHH", 0, 20, 20),
+        _values_of_a_wider_span(),
         drawn,
     )
     stored = _file(phase_threshold=None)
@@ -565,6 +587,29 @@ def _faults_of_code() -> Iterator[Fault]:
         bytes(4),
         stored,
     )
+
+
+def _mask_of_one_more() -> bytes:
+    """The mask part of the first segment with a position too many."""
+    header = make_header()
+    chosen = np.ascontiguousarray(make_segment(header, 0, 0).chosen.T)
+    density = Fraction(header.coded_count(0), chosen.size)
+    chosen.reshape(-1)[np.argmin(chosen)] = True
+    coder = container._Encoder()
+    container._code_bitmap(coder, chosen, None, density)
+    return coder.data()
+
+
+def _values_of_a_wider_span() -> bytes:
+    """The values part of the first segment of a random mask with a span that is not reached."""
+    header = make_header(mask="random")
+    chosen, mask, levels = (np.array(array.T) for array in make_segment(header, 0, 0)[:3])
+    base = int(levels[mask].min())
+    span = int(levels[mask].max()) - base + 1
+    coder = container._Encoder()
+    relative = np.where(mask, levels - base, 0)
+    container._code_levels(coder, header, relative, chosen, mask, span, span)
+    return struct.pack("<hHH", base, span, span) + coder.data()
 
 
 def readme(faults: list[Fault]) -> str:
