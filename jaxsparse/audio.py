@@ -9,16 +9,21 @@ import os
 import secrets
 import stat
 import struct
+import tempfile
 from collections.abc import Iterable, Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeAlias
 
 import numpy as np
 import soundfile
 import soxr
 from jaxtyping import Float, Float32
 
-from jaxsparse.errors import AudioError
+from jaxsparse.errors import AudioError, JaxsparseError
+
+# A file's name, or a file that is open; what a pipe brings goes to a temporary file first.
+Source: TypeAlias = str | os.PathLike[str] | BufferedIOBase
 
 MIN_SAMPLE_RATE = 1_000
 MAX_SAMPLE_RATE = 768_000
@@ -28,6 +33,9 @@ _BLOCK_SAMPLES = 1 << 20
 _PCM_SCALE = 1 << 15
 # A 16-bit WAV file ends at 4 GiB.
 MAX_WAV_SAMPLES = (1 << 31) - 512
+# A pipe need not end: no more is read from it than a WAV file holds.
+MAX_PIPE_BYTES = 1 << 32
+_PIPE_BLOCK_BYTES = 1 << 20
 # Writers to a pipe can't know the length; they leave 0 or a number near 2^31 or 2^32.
 _UNKNOWN_SIZE = 0x7FFFF000
 _MAX_CHUNKS = 1000
@@ -37,22 +45,22 @@ _MISLEADING_CODES = (7, 29)
 
 
 @contextlib.contextmanager
-def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+def open_audio(source: Source) -> Iterator[soundfile.SoundFile]:
     """Opens a file for reading and checks what can be known from its headers.
 
     Args:
-      path: a file in any format that libsndfile recognises; its name doesn't matter.
+      source: a file in any format that libsndfile recognises; its name doesn't matter.
 
     Yields:
       The open ``soundfile.SoundFile``.
 
     Raises:
       OSError: the file is missing, a directory, or not permitted.
-      AudioError: it is empty, not audio, cut short, of unknown length, or of an impossible rate.
+      AudioError: it is empty, not audio, cut short, of unknown length, or of an impossible rate;
+        or `source` is the name of a pipe or a device.
+      JaxsparseError: a pipe brings more than ``MAX_PIPE_BYTES``.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
-        raise AudioError("not a regular file")
-    with open(path, "rb") as file:
+    with _seekable(source) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise AudioError("the file is empty")
         _check_not_truncated(file)
@@ -71,6 +79,41 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
             yield audio
 
 
+@contextlib.contextmanager
+def _seekable(source: Source) -> Iterator[BufferedIOBase]:
+    """A file that begins where the audio does, and has a descriptor.
+
+    libsndfile's way to read from memory answers damaged headers by tracebacks on standard error.
+    """
+    if isinstance(source, str | os.PathLike):
+        if not stat.S_ISREG(os.stat(source).st_mode) and not os.path.isdir(source):
+            raise AudioError("not a regular file")
+        with open(source, "rb") as file:
+            yield file
+    elif source.seekable() and source.tell() == 0:
+        yield source
+    else:
+        with tempfile.TemporaryFile() as file:
+            file.writelines(read_pipe(source))
+            file.flush()
+            with open(file.fileno(), "rb", closefd=False) as copy:
+                yield copy
+
+
+def read_pipe(pipe: BufferedIOBase) -> Iterator[bytes]:
+    """Reads all that comes from a pipe, block by block.
+
+    Raises:
+      JaxsparseError: it is more than ``MAX_PIPE_BYTES``.
+    """
+    size = 0
+    while block := pipe.read(_PIPE_BLOCK_BYTES):
+        size += len(block)
+        if size > MAX_PIPE_BYTES:
+            raise JaxsparseError(f"a pipe brought more than {MAX_PIPE_BYTES >> 20:,} MiB")
+        yield block
+
+
 def _reason(error: soundfile.LibsndfileError) -> str:
     if error.code in _MISLEADING_CODES:
         return "the header is damaged"
@@ -78,12 +121,13 @@ def _reason(error: soundfile.LibsndfileError) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _check_not_truncated(file: BinaryIO) -> None:
+def _check_not_truncated(file: BufferedIOBase) -> None:
     """Refuses WAV, AIFF, AU and Ogg files that end early; libsndfile shortens them silently.
 
     Raises:
       AudioError: bytes that the headers promise are missing.
     """
+    file.seek(0)
     magic = file.read(4)
     if magic in (b"RIFF", b"RIFX", b"FORM"):
         missing = _missing_from_chunks(file, "<" if magic == b"RIFF" else ">")
@@ -97,7 +141,7 @@ def _check_not_truncated(file: BinaryIO) -> None:
         raise AudioError(f"the file is truncated: at least {missing} bytes are missing")
 
 
-def _missing_from_chunks(file: BinaryIO, byte_order: str) -> int:
+def _missing_from_chunks(file: BufferedIOBase, byte_order: str) -> int:
     file_size = os.fstat(file.fileno()).st_size
     position = 12
     for _ in range(_MAX_CHUNKS):
@@ -113,7 +157,7 @@ def _missing_from_chunks(file: BinaryIO, byte_order: str) -> int:
     return 0
 
 
-def _missing_from_au(file: BinaryIO) -> int:
+def _missing_from_au(file: BufferedIOBase) -> int:
     header = file.read(8)
     if len(header) < 8:
         return 0
@@ -121,7 +165,7 @@ def _missing_from_au(file: BinaryIO) -> int:
     return offset + size - os.fstat(file.fileno()).st_size if size < _UNKNOWN_SIZE else 0
 
 
-def _missing_from_ogg(file: BinaryIO) -> int:
+def _missing_from_ogg(file: BufferedIOBase) -> int:
     """RFC 3533: the last page is marked, and lists the lengths of its segments."""
     file.seek(max(0, os.fstat(file.fileno()).st_size - _MAX_OGG_PAGE_BYTES))
     tail = file.read()
@@ -206,11 +250,11 @@ def _block_length(channels: int) -> int:
     return max(1, _BLOCK_SAMPLES // max(1, channels))
 
 
-def read_audio(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "N C"], int]:
+def read_audio(source: Source) -> tuple[Float32[np.ndarray, "N C"], int]:
     """Reads a whole audio file.
 
     Args:
-      path: a file in any format that libsndfile recognises.
+      source: a file in any format that libsndfile recognises.
 
     Returns:
       The samples, float32 [N, C] with N at least 1, and the sample rate in Hz.
@@ -218,9 +262,10 @@ def read_audio(path: str | os.PathLike[str]) -> tuple[Float32[np.ndarray, "N C"]
     Raises:
       OSError: the file is missing, a directory, or not permitted.
       AudioError: it is empty, truncated, not audio, or has samples that are NaN, infinite or
-        beyond ``MAX_AMPLITUDE``.
+        beyond ``MAX_AMPLITUDE``; or `source` is the name of a pipe or a device.
+      JaxsparseError: a pipe brings more than ``MAX_PIPE_BYTES``.
     """
-    with open_audio(path) as audio:
+    with open_audio(source) as audio:
         expected = audio.frames
         samples = read_frames(audio, expected)
         if len(samples) < expected:
@@ -282,7 +327,7 @@ def resample(
 
 
 def write_wav(
-    path: str | os.PathLike[str], samples: Float[np.ndarray, "N C"], sample_rate: int
+    path: str | os.PathLike[str] | int, samples: Float[np.ndarray, "N C"], sample_rate: int
 ) -> None:
     """Writes a 16-bit PCM WAV file, whole or not at all.
 
@@ -290,7 +335,7 @@ def write_wav(
     read from a 16-bit file are written back bit for bit.
 
     Args:
-      path: the target; an existing file is replaced.
+      path: the target; see `atomic_write`.
       samples: [N, C], nominally in [-1, 1).
       sample_rate: in Hz.
 
@@ -318,14 +363,15 @@ def _wav_bytes(samples: Float[np.ndarray, "N C"], sample_rate: int) -> Iterator[
         yield scaled.astype("<i2").tobytes()
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+def atomic_write(path: str | os.PathLike[str] | int, data: bytes | memoryview) -> None:
     """Writes a file so that it appears whole or not at all.
 
     The bytes go to a temporary file in the same directory, which then takes the target's name. A
-    symbolic link is followed. A device or a pipe is written directly: it must not be replaced.
+    symbolic link is followed. A device, a pipe and what is open already are written directly: they
+    must not be replaced.
 
     Args:
-      path: the target; an existing file is replaced.
+      path: the target; an existing file is replaced. Or the descriptor of an open file.
       data: all of its bytes.
 
     Raises:
@@ -335,14 +381,13 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
     _atomic_write(path, (data,))
 
 
-def _atomic_write(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -> None:
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
-    if target.exists() and not target.is_file():
-        with open(target, "wb") as file:
+def _atomic_write(path: str | os.PathLike[str] | int, parts: Iterable[bytes | memoryview]) -> None:
+    # The link of an open pipe leads nowhere, though it can be opened: so `path`, not what it is.
+    if isinstance(path, int) or (os.path.exists(path) and not os.path.isfile(path)):
+        with open(path, "wb", closefd=not isinstance(path, int)) as file:
             file.writelines(parts)
         return
+    target = Path(os.path.realpath(path))
     temporary = target.with_name(f".jaxsparse-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:

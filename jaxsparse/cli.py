@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that help and refusals c
 import argparse
 import json
 import os
+import re
 import signal
 import stat
 import sys
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal, InvalidOperation
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +23,8 @@ from jaxsparse.errors import JaxsparseError, MissingExtraError, one_line
 
 REFUSED = 2
 INTERRUPTED = 130
+# What ``-`` stands for.
+_STDIN, _STDOUT = Path("/dev/stdin"), Path("/dev/stdout")
 
 
 class _RefusedError(Exception):
@@ -34,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, 2 where something was refused, 130 after Ctrl-C.
+        The exit status: 0, 2 where something was refused, 1 where nobody reads the output any
+        more, 130 after Ctrl-C.
 
     Raises:
         SystemExit: After ``--help`` and ``--version``, and for arguments that can't be parsed.
@@ -55,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compress(arguments: argparse.Namespace) -> None:
     _check_input(arguments.input)
     _check_output(arguments.output, arguments.force, source=arguments.input)
-    with _blaming(arguments.input):
+    with _blaming(arguments.input), _opened(arguments.input) as file:
         from jaxsparse import audio
 
-        samples, sample_rate = audio.read_audio(arguments.input)
+        samples, sample_rate = audio.read_audio(file)
     with _blaming():
         with _importing():
             from jaxsparse import codec
@@ -81,11 +86,12 @@ def _compress(arguments: argparse.Namespace) -> None:
     with _blaming(arguments.input), _progress("compressing") as progress:
         data = codec.compress(samples, sample_rate, settings, progress=progress)
     with _blaming(arguments.output):
-        audio.atomic_write(arguments.output, data)
+        audio.atomic_write(_place(arguments.output), data)
     from jaxsparse import container
 
     description = container.describe(data)
-    _say(json.dumps(description, indent=2) if arguments.json else _summary(description))
+    say = _report if _place(arguments.output) == _place(_STDOUT) else _say
+    say(json.dumps(description, indent=2) if arguments.json else _summary(description))
 
 
 def _decompress(arguments: argparse.Namespace) -> None:
@@ -94,7 +100,8 @@ def _decompress(arguments: argparse.Namespace) -> None:
     with _blaming(arguments.input):
         from jaxsparse import container
 
-        data = container.read(arguments.input)
+        with _opened(arguments.input) as file:
+            data = container.read(file)
         container.describe(data)
         with _importing():
             from jaxsparse import audio, codec
@@ -102,21 +109,21 @@ def _decompress(arguments: argparse.Namespace) -> None:
         with _progress("decompressing") as progress:
             samples, sample_rate = codec.decompress(data, progress=progress)
     with _blaming(arguments.output):
-        audio.write_wav(arguments.output, samples, sample_rate)
+        audio.write_wav(_place(arguments.output), samples, sample_rate)
 
 
 def _info(arguments: argparse.Namespace) -> None:
     _check_input(arguments.input)
-    with _blaming(arguments.input):
+    with _blaming(arguments.input), _opened(arguments.input) as file:
         from jaxsparse import container
 
-        description = container.describe(container.read(arguments.input))
+        description = container.describe(container.read(file))
     _say(json.dumps(description, indent=2) if arguments.json else _table(description))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     if arguments.input is not None:
-        _check_input(arguments.input)
+        _check_input(arguments.input, pipes=False)
     _check_directory(arguments.out, arguments.force)
     with _blaming(arguments.input, target=arguments.out):
         from jaxsparse import audio
@@ -137,46 +144,84 @@ def _demo(arguments: argparse.Namespace) -> None:
     _say(one_line(f"{page}: the page to open in a browser"))
 
 
-def _check_input(path: Path) -> None:
-    """Refuses what can't be a file of ours without reading it."""
+def _place(path: Path) -> Path | int:
+    """What a path stands for: where that is open already, its descriptor.
+
+    It is never opened by its name: the link behind it leads to a pipe that has none, or to a file
+    that is written in part.
+    """
+    standard = {_STDIN: 0, _STDOUT: 1, Path("/dev/stderr"): 2}
+    numbered = re.fullmatch(r"/(?:dev|proc/self)/fd/([0-9]{1,9})", os.fspath(path))
+    return int(numbered[1]) if numbered else standard.get(path, path)
+
+
+def _name(path: Path) -> str:
+    return {_STDIN: "standard input", _STDOUT: "standard output"}.get(path, str(path))
+
+
+def _opened(path: Path) -> BufferedReader:
+    place = _place(path)
+    return open(place, "rb", closefd=not isinstance(place, int))
+
+
+def _check_input(path: Path, *, pipes: bool = True) -> None:
+    """Refuses what can't be a file of ours without reading it; from a pipe nothing is taken."""
     with _blaming(path):
-        mode = os.stat(path).st_mode
+        place = _place(path)
+        mode = os.stat(place).st_mode
         if stat.S_ISDIR(mode):
-            raise _RefusedError(f"{path}: is a directory")
+            raise _RefusedError(f"{_name(path)}: is a directory")
+        if pipes and (stat.S_ISFIFO(mode) or (stat.S_ISSOCK(mode) and isinstance(place, int))):
+            return
+        if isinstance(place, int) and os.isatty(place):
+            raise _RefusedError(f"{_name(path)}: is a terminal")
         if not stat.S_ISREG(mode):
-            raise _RefusedError(f"{path}: is not a regular file")
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise _RefusedError(f"{path}: is empty")
+            raise _RefusedError(f"{_name(path)}: is not a regular file")
+        with _opened(path) as file:
+            if not os.pread(file.fileno(), 1, file.tell()):
+                raise _RefusedError(f"{_name(path)}: is empty")
 
 
 def _check_output(path: Path, force: bool, *, source: Path) -> None:
-    """Refuses a target that couldn't or mustn't be written, before any work is done."""
+    """Refuses a target that couldn't or mustn't be written, before any work is done.
+
+    What is open already is not overwritten, so there is nothing to force.
+    """
     with _blaming(path):
-        mode = _mode(path)
-        if mode is not None and stat.S_ISDIR(mode):
-            raise _RefusedError(f"{path}: is a directory")
-        if mode is not None and path.samefile(source):
-            raise _RefusedError(f"{path}: is the input itself")
-        if mode is not None and not force:
+        place = _place(path)
+        status = _status(place)
+        if isinstance(place, int) and os.isatty(place):
+            raise _RefusedError(f"{_name(path)}: is a terminal")
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            raise _RefusedError(f"{_name(path)}: is a directory")
+        if status is not None and _same_file(status, os.stat(_place(source))):
+            raise _RefusedError(f"{_name(path)}: is the input itself")
+        if isinstance(place, int):
+            return
+        if status is not None and not force:
             raise _RefusedError(f"{path}: exists already (--force overwrites it)")
     _check_parent(path)
+
+
+def _same_file(left: os.stat_result, right: os.stat_result) -> bool:
+    """Whether both are one file; the two ends of a connection may be one socket."""
+    return os.path.samestat(left, right) and not stat.S_ISSOCK(left.st_mode)
 
 
 def _check_directory(path: Path, force: bool) -> None:
     """Refuses a directory that the demo couldn't or mustn't fill."""
     with _blaming(path):
-        mode = _mode(path)
-        if mode is not None and not stat.S_ISDIR(mode):
+        status = _status(path)
+        if status is not None and not stat.S_ISDIR(status.st_mode):
             raise _RefusedError(f"{path}: is not a directory")
-        if mode is not None and any(path.iterdir()) and not force:
+        if status is not None and any(path.iterdir()) and not force:
             raise _RefusedError(f"{path}: is not empty (--force overwrites the demo's files in it)")
     _check_parent(path)
 
 
-def _mode(path: Path) -> int | None:
+def _status(place: Path | int) -> os.stat_result | None:
     try:
-        return os.stat(path).st_mode
+        return os.stat(place)
     except FileNotFoundError:
         return None
 
@@ -195,9 +240,11 @@ def _blaming(source: Path | None = None, *, target: Path | None = None) -> Itera
 
     Where there is a `target`, the system's errors are about it and the package's about `source`.
     """
-    prefix = "" if source is None else f"{source}: "
+    prefix = "" if source is None else f"{_name(source)}: "
     try:
         yield
+    except BrokenPipeError:
+        raise
     except JaxsparseError as error:
         raise _RefusedError(f"{prefix}{error}") from error
     except OSError as error:
@@ -256,8 +303,12 @@ def _say(text: str) -> None:
         raise _RefusedError(f"standard output: {error.strerror}") from error
 
 
+def _report(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def _step(text: str) -> None:
-    print(f"jaxsparse: {text}", file=sys.stderr, flush=True)
+    _report(f"jaxsparse: {text}")
 
 
 _EXAMPLES = """\
@@ -266,20 +317,27 @@ examples:
   jaxsparse compress speech.wav speech.jsac
   jaxsparse info speech.jsac
   jaxsparse decompress speech.jsac decoded.wav
+  cat speech.wav | jaxsparse compress - - | jaxsparse decompress - - > decoded.wav
 """
+
+_OR_STDIN, _OR_STDOUT = ", or - for standard input", ", or - for standard output"
 
 _COMPRESS = """\
 Store a clip as a few bins of its log-power spectrogram.
 
 IN is any audio file that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, ...), of any sample rate,
 length and number of channels. It is coded at 16 kHz, each channel on its own: what lies above
-8 kHz is lost. The networks are trained on speech."""
+8 kHz is lost. The networks are trained on speech.
+
+What comes from a pipe is read whole, at most 4 GiB of it. Where the file goes to standard output,
+what is said of it goes to standard error."""
 
 _COMPRESS_EXAMPLES = """\
 examples:
   jaxsparse compress speech.wav speech.jsac
   jaxsparse compress speech.wav small.jsac --phases 60 --phase-bits 3 --value-step 2
   jaxsparse compress speech.wav random.jsac --mask random --sparsity 0.8 --seed 7
+  ffmpeg -i film.mkv -f wav - | jaxsparse compress - - | ssh host 'cat > film.jsac'
 """
 
 
@@ -387,7 +445,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_files(decompress, ".jsac file to read", "WAV file to write", "OUT.wav")
 
     info = command("info", _info, "what is in a .jsac file, and where its bits go; decodes nothing")
-    info.add_argument("input", type=Path, metavar="FILE.jsac", help=".jsac file to read")
+    info.add_argument(
+        "input", type=_input, metavar="FILE.jsac", help=".jsac file to read" + _OR_STDIN
+    )
     _add_json(info)
 
     demo = command(
@@ -415,8 +475,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_files(parser: argparse.ArgumentParser, source: str, target: str, metavar: str) -> None:
     suffix = "IN.jsac" if metavar == "OUT.wav" else "IN"
-    parser.add_argument("input", type=Path, metavar=suffix, help=source)
-    parser.add_argument("output", type=Path, metavar=metavar, help=target)
+    parser.add_argument("input", type=_input, metavar=suffix, help=source + _OR_STDIN)
+    parser.add_argument("output", type=_output, metavar=metavar, help=target + _OR_STDOUT)
     _add_force(parser)
 
 
@@ -426,6 +486,14 @@ def _add_force(parser: argparse.ArgumentParser) -> None:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what info prints, as JSON")
+
+
+def _input(text: str) -> Path:
+    return _STDIN if text == "-" else Path(text)
+
+
+def _output(text: str) -> Path:
+    return _STDOUT if text == "-" else Path(text)
 
 
 def _sparsity(text: str) -> str:

@@ -16,14 +16,14 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from pathlib import Path
+from io import BufferedIOBase
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import constriction
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxsparse.audio import MAX_SAMPLE_RATE, MAX_WAV_SAMPLES, MIN_SAMPLE_RATE
+from jaxsparse.audio import MAX_SAMPLE_RATE, MAX_WAV_SAMPLES, MIN_SAMPLE_RATE, read_pipe
 from jaxsparse.errors import ContainerError
 
 MaskKind: TypeAlias = Literal["positions", "mixed", "random"]
@@ -334,17 +334,19 @@ def pack(header: Header, parts: Iterable[Parts]) -> bytes:
     return bytes(data)
 
 
-def read(path: Path) -> bytes:
-    """Reads a file that begins as a ``.jsac`` file does; of any other only the first bytes.
+def read(file: BufferedIOBase) -> bytes:
+    """Reads a file or a pipe that begins as a ``.jsac`` file does; of any other the first bytes.
 
     Raises:
-        ContainerError: If it begins otherwise.
+        ContainerError: If it is empty or begins otherwise.
+        JaxsparseError: If a pipe brings more than `audio.MAX_PIPE_BYTES`.
         OSError: If it can't be read.
     """
-    with open(path, "rb") as file:
-        start = file.read(len(_MAGIC))
-        _check_magic(start)
-        return start + file.read()
+    start = file.read(len(_MAGIC))
+    if not start:
+        raise ContainerError("the file is empty")
+    _check_magic(start)
+    return start + (file.read() if file.seekable() else b"".join(read_pipe(file)))
 
 
 def unpack(data: bytes) -> Container:

@@ -1,8 +1,10 @@
+import contextlib
 import io
 import os
 import resource
 import stat
 import struct
+import threading
 import tracemalloc
 from math import ceil
 
@@ -14,6 +16,7 @@ import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxsparse import audio
 from jaxsparse.audio import (
     atomic_write,
     check_usable,
@@ -22,7 +25,7 @@ from jaxsparse.audio import (
     to_mono,
     write_wav,
 )
-from jaxsparse.errors import AudioError
+from jaxsparse.errors import AudioError, JaxsparseError
 
 RATE = 16_000
 
@@ -209,15 +212,72 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_refuses(tmp_path, name):
-    data, message = FAULTS[name]
-    path = tmp_path / "bad.wav"
+@contextlib.contextmanager
+def file(data, tmp_path):
+    """The name of a file."""
+    path = tmp_path / "audio"
     path.write_bytes(data)
-    with pytest.raises(AudioError, match=message) as caught:
-        read_audio(path)
+    yield path
+
+
+@contextlib.contextmanager
+def pipe(data, tmp_path=None):
+    """The end of a pipe that brings this."""
+    source, sink = os.pipe()
+
+    def write():
+        with contextlib.suppress(BrokenPipeError), open(sink, "wb") as file:
+            file.write(data)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with open(source, "rb") as file:
+        yield file
+    writer.join()
+
+
+@contextlib.contextmanager
+def half_read_file(data, tmp_path):
+    """An open file in which something else came first."""
+    path = tmp_path / "audio"
+    path.write_bytes(b"something" + data)
+    with open(path, "rb") as file:
+        file.seek(9)
+        yield file
+
+
+SOURCES = (file, pipe, half_read_file)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("name", FAULTS)
+def test_refuses(tmp_path, name, source):
+    data, message = FAULTS[name]
+    with source(data, tmp_path) as where, pytest.raises(AudioError, match=message) as caught:
+        read_audio(where)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("file_format", ["WAV", "AIFF", "AU", "FLAC", "OGG", "MP3"])
+def test_a_pipe_brings_what_a_file_holds(tmp_path, file_format):
+    data = encoded(tone(60_000), file_format)
+    read = []
+    for source in SOURCES:
+        with source(data, tmp_path) as where:
+            read.append(read_audio(where))
+    assert read[0][0].shape == (60_000, 2)
+    for samples, rate in read[1:]:
+        assert rate == read[0][1]
+        np.testing.assert_array_equal(samples, read[0][0])
+
+
+def test_an_endless_pipe_is_refused(monkeypatch):
+    monkeypatch.setattr(audio, "MAX_PIPE_BYTES", 3_000_000)
+    with pipe(bytes(2_999_999)) as source:
+        assert len(b"".join(audio.read_pipe(source))) == 2_999_999
+    with pipe(bytes(3_000_001)) as source, pytest.raises(JaxsparseError, match="more than 2 MiB"):
+        read_audio(source)
 
 
 @pytest.mark.parametrize("file_format", ["WAV", "AIFF", "AU", "FLAC", "OGG"])
@@ -227,9 +287,11 @@ def test_refuses_truncated(tmp_path, file_format, kept):
     path = tmp_path / "cut"
     path.write_bytes(data)
     assert len(read_audio(path)[0]) == 8_000
-    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
-    with pytest.raises(AudioError, match=r"truncated|cut short|not readable"):
-        read_audio(path)
+    data = data[: int(kept * len(data)) if isinstance(kept, float) else kept]
+    for source in SOURCES:
+        refused = pytest.raises(AudioError, match=r"truncated|cut short|not readable")
+        with source(data, tmp_path) as where, refused:
+            read_audio(where)
 
 
 def test_refuses_truncated_mp3(tmp_path):
@@ -239,11 +301,14 @@ def test_refuses_truncated_mp3(tmp_path):
         read_audio(tmp_path / "cut.mp3")
 
 
-def test_accepts_a_wav_that_was_written_to_a_pipe(tmp_path):
+# What ffmpeg and sox write to a pipe.
+@pytest.mark.parametrize("sizes", [(2**32 - 1, 2**32 - 1), (0x7FFFF024, 0x7FFFF000)])
+@pytest.mark.parametrize("source", SOURCES)
+def test_accepts_a_wav_that_was_written_to_a_pipe(tmp_path, source, sizes):
     data = bytearray(encoded(tone(), "WAV", "PCM_16"))
-    data[4:8] = data[40:44] = struct.pack("<I", 0xFFFFFFFF)
-    (tmp_path / "a.wav").write_bytes(data)
-    assert len(read_audio(tmp_path / "a.wav")[0]) == 8_000
+    data[4:8], data[40:44] = (struct.pack("<I", size) for size in sizes)
+    with source(data, tmp_path) as where:
+        assert len(read_audio(where)[0]) == 8_000
 
 
 def test_write_refuses_nan(tmp_path):
@@ -276,6 +341,34 @@ def test_atomic_write_obeys_umask(tmp_path):
 def test_atomic_write_leaves_a_device_in_place(tmp_path):
     atomic_write("/dev/null", b"gone")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_atomic_write_leaves_a_pipe_in_place(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    atomic_write(tmp_path / "pipe", b"through")
+    reader.join()
+    assert read == [b"through"]
+    assert (tmp_path / "pipe").is_fifo()
+    # A pipe that has no name, only a link that can be opened and not followed.
+    source, sink = os.pipe()
+    atomic_write(f"/dev/fd/{sink}", b"through")
+    os.close(sink)
+    with open(source, "rb") as file:
+        assert file.read() == b"through"
+
+
+def test_atomic_write_goes_on_in_an_open_file(tmp_path):
+    with open(tmp_path / "out", "wb") as file:
+        file.write(b"before ")
+        file.flush()
+        atomic_write(file.fileno(), b"and ")
+        write_wav(file.fileno(), tone(1), RATE)
+        file.write(b" after")
+    written = (tmp_path / "out").read_bytes()
+    assert written.startswith(b"before and RIFF") and written.endswith(b" after")
 
 
 @pytest.fixture

@@ -3,13 +3,16 @@
 For files that it refuses see test_input_faults.py.
 """
 
+import contextlib
 import io
 import json
 import os
 import pickle
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import tracemalloc
@@ -265,6 +268,182 @@ def test_a_programming_error_is_not_hidden(wav, tmp_path, monkeypatch):
     monkeypatch.setattr(codec, "compress", lambda *arguments, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["compress", str(wav), str(tmp_path / "out.jsac")])
+
+
+@contextlib.contextmanager
+def standard_streams(stdin=None, stdout=None):
+    """Descriptors in the places of standard input and output."""
+    saved = os.dup(0), os.dup(1)
+    try:
+        for place, descriptor in enumerate((stdin, stdout)):
+            if descriptor is not None:
+                os.dup2(descriptor, place)
+        yield
+    finally:
+        for place, descriptor in enumerate(saved):
+            os.dup2(descriptor, place)
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def pipe_that_brings(data):
+    source, sink = os.pipe()
+
+    def write():
+        with contextlib.suppress(BrokenPipeError), open(sink, "wb") as file:
+            file.write(data)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield source
+    finally:
+        os.close(source)
+        writer.join()
+
+
+def through_pipes(arguments, data):
+    """What a command makes of the bytes of one pipe in another one."""
+    source, sink = os.pipe()
+    read = []
+
+    def collect():
+        with open(source, "rb") as file:
+            read.append(file.read())
+
+    reader = threading.Thread(target=collect)
+    reader.start()
+    with pipe_that_brings(data) as stdin, standard_streams(stdin, sink):
+        os.close(sink)
+        status = main(arguments)
+    reader.join()
+    assert status == 0
+    return read[0]
+
+
+@pytest.mark.parametrize("names", [("-", "-"), ("/dev/stdin", "/dev/stdout")])
+def test_pipes_in_both_directions(names, wav, compressed, decompressed, capsys):
+    """Bytes alone go to standard output; what is said of them goes elsewhere."""
+    data = through_pipes(["compress", *names], wav.read_bytes())
+    assert data == compressed.read_bytes()
+    out, err = capsys.readouterr()
+    assert out == "" and f"{len(data):,} bytes" in err
+    assert through_pipes(["decompress", *names], data) == decompressed.read_bytes()
+    assert capsys.readouterr() == ("", "")
+    with pipe_that_brings(data) as stdin, standard_streams(stdin):
+        assert main(["info", names[0]]) == 0
+    piped, _ = capsys.readouterr()
+    assert main(["info", str(compressed)]) == 0
+    assert capsys.readouterr().out == piped
+
+
+def test_json_beside_a_file_on_standard_output(wav, compressed, capsys):
+    data = through_pipes(["compress", str(wav), "-", "--json"], b"")
+    assert data == compressed.read_bytes()
+    out, err = capsys.readouterr()
+    assert out == "" and json.loads(err) == container.describe(data)
+
+
+def test_pipes_that_have_a_path(wav, compressed, decompressed, tmp_path, capsys):
+    """As of ``<(...)`` and ``>(...)``, and those of mkfifo."""
+    with pipe_that_brings(wav.read_bytes()) as source:
+        path = f"/dev/fd/{source}"
+        assert main(["compress", path, str(tmp_path / "out.jsac")]) == 0
+    assert (tmp_path / "out.jsac").read_bytes() == compressed.read_bytes()
+    named = tmp_path / "pipe"
+    os.mkfifo(named)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(named.read_bytes()))
+    reader.start()
+    assert main(["decompress", str(compressed), str(named), "--force"]) == 0
+    reader.join()
+    assert named.is_fifo() and read == [decompressed.read_bytes()]
+    writer = threading.Thread(target=lambda: named.write_bytes(compressed.read_bytes()))
+    writer.start()
+    assert main(["info", str(named), "--json"]) == 0
+    writer.join()
+
+
+def test_a_file_behind_standard_output_is_gone_on_with(compressed, decompressed, tmp_path):
+    path = tmp_path / "out"
+    with open(path, "wb") as file, open(compressed, "rb") as source:
+        file.write(b"before")
+        file.flush()
+        with standard_streams(source.fileno(), file.fileno()):
+            assert main(["decompress", "-", "/dev/stdout"]) == 0
+    assert path.read_bytes() == b"before" + decompressed.read_bytes()
+    assert snapshot(tmp_path).keys() == {"out"}
+
+
+def test_a_file_that_is_named_as_a_dash(compressed, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").write_bytes(compressed.read_bytes())
+    assert main(["info", "./-", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == container.describe(compressed.read_bytes())
+
+
+def test_standard_streams_that_are_refused(wav, compressed, tmp_path, capsys, no_codec):
+    """Before anything is read or computed."""
+    (tmp_path / "empty").touch()
+    controller, terminal = pty.openpty()
+    null, full = os.open("/dev/null", os.O_RDWR), os.open("/dev/full", os.O_RDWR)
+    folder, itself = os.open(tmp_path, os.O_RDONLY), os.open(compressed, os.O_RDWR)
+    empty = os.open(tmp_path / "empty", os.O_RDONLY)
+    for stdin, reason in {
+        terminal: "is a terminal",
+        null: "is not a regular file",
+        folder: "is a directory",
+        empty: "is empty",
+    }.items():
+        for command in (["info", "-"], ["compress", "-", "-"], ["decompress", "-", "-"]):
+            with standard_streams(stdin, full):
+                line = refusal(capsys, command)
+            assert line == f"jaxsparse: standard input: {reason}\n"
+    for stdout, reason in {
+        terminal: "is a terminal",
+        folder: "is a directory",
+        itself: "is the input itself",
+    }.items():
+        for command in ("compress", "decompress"):
+            with standard_streams(stdout=stdout):
+                line = refusal(capsys, [command, compressed, "-"])
+            assert line == f"jaxsparse: standard output: {reason}\n"
+    for data, reason in ((b"", "the file is empty"), (b"RIFF", "not a .jsac file")):
+        for command in (["info", "-"], ["decompress", "-", tmp_path / "out"]):
+            with pipe_that_brings(data) as stdin, standard_streams(stdin):
+                line = refusal(capsys, command)
+            assert line == f"jaxsparse: standard input: {reason}\n"
+    for descriptor in (controller, terminal, null, full, folder, itself, empty):
+        os.close(descriptor)
+    assert refusal(capsys, ["info", "/dev/fd/99"]) == (
+        "jaxsparse: /dev/fd/99: Bad file descriptor\n"
+    )
+    assert snapshot(tmp_path) == {"empty": b""}
+
+
+def test_standard_output_that_is_full_or_read_by_nobody(compressed, capsys, monkeypatch):
+    monkeypatch.setattr(codec, "decompress", lambda *_, **options: (np.zeros((9, 1)), 16_000))
+    with open("/dev/full", "wb") as full, standard_streams(stdout=full.fileno()):
+        line = refusal(capsys, ["decompress", compressed, "-"])
+    assert line == "jaxsparse: standard output: No space left on device\n"
+    source, sink = os.pipe()
+    os.close(source)
+    with standard_streams(stdout=sink):
+        assert main(["decompress", str(compressed), "-"]) == 1
+    os.close(sink)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_endless_pipe_is_refused(capsys, monkeypatch, no_codec):
+    monkeypatch.setattr(audio, "MAX_PIPE_BYTES", 2**20)
+    for command, data in ((["compress", "-", "-"], b"RIFF"), (["info", "-"], b"JSAC")):
+        with (
+            pipe_that_brings(data + bytes(2**21)) as stdin,
+            open("/dev/full", "wb") as full,
+            standard_streams(stdin, full.fileno()),
+        ):
+            line = refusal(capsys, command)
+        assert line == "jaxsparse: standard input: a pipe brought more than 1 MiB\n"
 
 
 def test_force_overwrites(compressed, decompressed, tmp_path, capsys):

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+import stat
 import subprocess
 import sys
 
@@ -44,7 +45,8 @@ WORKS = None
 INPUTS = {
     "missing": (MISSING,) * 5,
     "directory": ("is a directory",) * 4 + (WORKS,),
-    "pipe": ("not a regular file",) * 5,
+    "pipe": (WORKS,) * 3 + ("not a regular file",) * 2,
+    "socket": ("not a regular file",) * 5,
     "device": ("not a regular file",) * 5,
     "no permission": ("Permission denied",) * 5,
     "empty": ("is empty",) * 5,
@@ -97,6 +99,8 @@ def make_input(kind, folder, compressed):
             path.mkdir()
         case "pipe":
             os.mkfifo(path)
+        case "socket":
+            os.mknod(path, 0o600 | stat.S_IFSOCK)
         case "device":
             path.symlink_to("/dev/null")
         case "no permission":
@@ -209,7 +213,7 @@ def test_refused_inputs(command, kind, reason, folder, compressed, capsys, monke
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [(kind, reasons[0]) for kind, reasons in INPUTS.items() if reasons[0] is not WORKS],
+    [(kind, reasons[3]) for kind, reasons in INPUTS.items() if reasons[3] is not WORKS],
 )
 def test_inputs_that_mask_searches_refuse(kind, reason, folder, compressed, capsys):
     path = make_input(kind, folder, compressed)
