@@ -1,7 +1,8 @@
 """Audio to the bytes of a ``.jsac`` file and back.
 
-Segments are coded one after the other, in arrays of one fixed shape, so that memory does not grow
-with the length and nothing is compiled for it.
+Segments are coded one after the other, in arrays of three shapes in all, so that memory does not
+grow with the length, a short clip takes a fraction of the time of a long one, and hardly anything
+is compiled for another length.
 """
 
 import functools
@@ -34,6 +35,8 @@ FindMask: TypeAlias = Callable[[np.ndarray, int], np.ndarray]
 # The sparsities that networks for random masks are trained at, and the range of the mixed one.
 _RANDOM_NETWORKS = {Fraction(percent, 100): f"random-{percent}" for percent in (80, 85, 90, 95)}
 _MIXED_RANGE = (Fraction(80, 100), Fraction(95, 100))
+# Frames of the arrays that clips of one short segment are coded in.
+_SHORT_SEGMENTS = (32, 128)
 # How far what is filled in may lie above the loudest kept bin. A network that sees what it was not
 # trained for may overshoot by tens of dB; true peaks that a random mask of sparsity 0.95 misses
 # are up to 4 dB above, and of 0.99 up to 12.
@@ -257,9 +260,16 @@ def _frames_config(header: Header) -> STFTConfig:
     )
 
 
+def _segment_frames(header: Header) -> int:
+    """Frames of the arrays that segments are coded in: one of few sizes, that are compiled."""
+    n_frames = min(header.n_frames, header.frames_per_segment)
+    sizes = (size for size in _SHORT_SEGMENTS if n_frames <= size)
+    return min(next(sizes, header.frames_per_segment), header.frames_per_segment)
+
+
 def _chunk_length(header: Header) -> int:
     """Samples that the frames of a segment span."""
-    return (header.frames_per_segment - 1) * header.hop_length + header.n_fft
+    return (_segment_frames(header) - 1) * header.hop_length + header.n_fft
 
 
 def _analyse(
@@ -346,7 +356,7 @@ def _windows(
     header: Header, channel: int, parts: Sequence[Parts], network: Pretrained
 ) -> Iterator[_Window]:
     """Yields the segments of a channel; holds no more of them than a window reaches into."""
-    halo, size = network.card["halo"], header.frames_per_segment
+    halo, size = network.card["halo"], _segment_frames(header)
     decoded: dict[int, Segment] = {}
     for index in range(header.n_segments):
         first, end = index * size - halo, (index + 1) * size + halo
@@ -383,7 +393,7 @@ def _synthesise(
     """Completes and inverts the segments of a channel and adds them where they overlap."""
     config = _frames_config(header)
     run = _completion(network.apply, network.card["halo"], config, header.keep_observed)
-    size = header.frames_per_segment * header.hop_length
+    size = _segment_frames(header) * header.hop_length
     overlap = header.n_fft - header.hop_length
     signal = np.zeros(header.n_coded_samples, np.float32)
     # What the frames so far add to samples that later frames reach too: signal and window sum.
