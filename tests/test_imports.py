@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
-    {"_version", "errors", "types"},
+    {"_version", "errors", "strict_json", "types"},
     {"audio", "stft", "spectrogram", "masks"},
     {"nn.sparse_conv"},
     {"nn.network"},

@@ -1,16 +1,20 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
+from jaxsparse import pretrained
 from jaxsparse.nn.network import SparseCNNConfig, n_parameters, sparse_cnn
 from jaxsparse.pretrained import NAMES, WeightsError, load_pretrained, load_weights, save_weights
 
 CONFIG = SparseCNNConfig((3, 1), 2, "weight", 1e-6, -30.0, 12.0)
+NAN, INF = float("nan"), float("inf")
 CARD = {"recipe": "none", "note": "für nichts gut"}
 
 
@@ -46,7 +50,7 @@ def test_round_trip_is_bit_for_bit(path, params):
 def test_round_trip_of_odd_values_and_dtypes(tmp_path, params):
     odd = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     odd["output"]["bias"] = jnp.array([-0.0], jnp.float32)
-    odd["hidden"][0]["bias"] = jnp.array([jnp.nan, -jnp.inf])
+    odd["hidden"][0]["bias"] = jnp.finfo(jnp.float32).max * jnp.array([1.0, -1.0])
     digest = save_weights(tmp_path / "odd.safetensors", odd, CONFIG, {})
     assert_identical(load_weights(tmp_path / "odd.safetensors").params, odd)
     assert digest == hashlib.sha256((tmp_path / "odd.safetensors").read_bytes()).hexdigest()
@@ -96,28 +100,152 @@ def test_an_altered_card_is_read_or_refused_and_never_more(path, params):
     assert refused > len(data) + 64
 
 
-@pytest.mark.parametrize("card", ["", "[]", "null", "{}", '{"sha256": 1}', '"text"', "\0"])
+@pytest.mark.parametrize(
+    "card",
+    ["", "[]", "null", "{}", '{"sha256": 1}', '{"sha256": null}', '"text"', "\0", "[" * 9999],
+)
 def test_a_card_of_something_else_is_refused(path, card):
     path.with_suffix(".json").write_text(card)
-    with pytest.raises(WeightsError, match=path.name):
+    with pytest.raises(WeightsError, match=f"{path.name}: its card is damaged"):
         load_weights(path)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [{}, {"kernel_sizes": [2]}, {"kernel_sizes": [3], "depth": 3}, [], {"kernel_sizes": 3}],
-)
-def test_settings_of_an_unknown_network_are_refused(tmp_path, config):
-    from safetensors.numpy import save
+def test_a_card_that_is_no_utf8_is_refused(path):
+    path.with_suffix(".json").write_bytes('{"sha256": "ü"}'.encode("latin-1"))
+    with pytest.raises(WeightsError, match="card is damaged: 'utf-8' codec"):
+        load_weights(path)
 
-    path = tmp_path / "foreign.safetensors"
-    for metadata in ({"config": json.dumps(config)}, {"config": "{"}, {"other": ""}, None):
-        data = save({"a": np.zeros(3, np.float32)}, metadata)
-        path.write_bytes(data)
-        digest = hashlib.sha256(data).hexdigest()
-        path.with_suffix(".json").write_text(json.dumps({"sha256": digest}))
-        with pytest.raises(WeightsError, match="damaged"):
-            load_weights(path)
+
+SETTINGS = {
+    "kernel_sizes": [3, 1],
+    "features": 2,
+    "normalization": "weight",
+    "eps": 1e-6,
+    "input_offset": -30.0,
+    "input_scale": 12.0,
+}
+TENSORS = {
+    "hidden.0.kernel": np.ones((3, 3, 1, 2), np.float32),
+    "hidden.0.bias": np.ones(2, np.float32),
+    "hidden.1.kernel": np.ones((1, 1, 2, 2), np.float32),
+    "hidden.1.bias": np.ones(2, np.float32),
+    "output.kernel": np.ones((1, 1, 2, 1), np.float32),
+    "output.bias": np.ones(1, np.float32),
+}
+
+
+def write_weights(path, tensors=TENSORS, metadata=None):
+    """A file whose card describes it, whatever is in it."""
+    data = save(tensors, metadata or {"config": json.dumps(SETTINGS)})
+    path.write_bytes(data)
+    card = {"sha256": hashlib.sha256(data).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(card))
+
+
+def assert_refused(path, fault):
+    """One line names the file and the fault."""
+    with pytest.raises(WeightsError) as error:
+        load_weights(path)
+    text = str(error.value)
+    assert text.startswith(f"{path} is damaged: ") and text.isprintable()
+    assert fault in text and len(text) < len(str(path)) + 400
+
+
+@pytest.mark.parametrize(
+    ("config", "fault"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "no object"),
+        ("[" * 9999, "nested too deeply"),
+        ('{"eps": ' + "[" * 200 + "]" * 200 + "}", "nested too deeply"),
+        ("{}", "lack 'eps', 'features', 'input_offset'"),
+        ({"depth\n": 3}, r"unknown fields: 'depth\n'"),
+        ({"kernel_gradient": "auto"}, "unknown fields: 'kernel_gradient'"),
+        *(
+            ({"kernel_sizes": sizes}, "kernel_sizes must be 1 to 64 odd numbers of at most 99")
+            for sizes in (3, "3", None, [], [2], [-1], [3.0], [True], ["3"], [[3]], [101], [3] * 65)
+        ),
+        *(
+            ({"features": width}, "features must be a whole number from 1 to 1024")
+            for width in (0, -1, 2.0, True, "2", None, 1025, 10**30)
+        ),
+        *(({"normalization": x}, "must be count or weight") for x in ("", "sum", None, ["count"])),
+        *(({"eps": x}, "eps must be a number from 1e-30") for x in (0, -1.0, NAN, INF, True, "1")),
+        *(({"input_offset": x}, "input_offset must be a") for x in (NAN, -INF, 10**400, None, [])),
+        *(({"input_scale": x}, "input_scale must be a") for x in (0.0, -15.0, NAN, INF, False)),
+    ],
+)
+def test_settings_of_no_network_are_refused_before_it_is_built(
+    tmp_path, monkeypatch, config, fault
+):
+    monkeypatch.setattr(pretrained, "sparse_cnn", None)
+    text = config if isinstance(config, str) else json.dumps(SETTINGS | config)
+    write_weights(tmp_path / "a.safetensors", metadata={"config": text})
+    assert_refused(tmp_path / "a.safetensors", fault)
+
+
+def test_a_million_layers_are_refused_before_they_are_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "sparse_cnn", None)
+    text = json.dumps(SETTINGS | {"kernel_sizes": [3] * 10**6})
+    write_weights(tmp_path / "a.safetensors", metadata={"config": text})
+    assert_refused(tmp_path / "a.safetensors", "kernel_sizes must be 1 to 64")
+
+
+def test_whole_numbers_are_numbers(tmp_path):
+    config = SETTINGS | {"input_offset": -30, "input_scale": 12}
+    write_weights(tmp_path / "a.safetensors", metadata={"config": json.dumps(config)})
+    assert load_weights(tmp_path / "a.safetensors").apply is sparse_cnn(CONFIG).apply
+
+
+def test_weights_without_settings_are_refused(tmp_path):
+    write_weights(tmp_path / "a.safetensors", metadata={"other": ""})
+    assert_refused(tmp_path / "a.safetensors", "no settings of a network")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"hidden.0.bias": np.array([1, np.nan], np.float32)}, "hidden.0.bias holds values that"),
+        ({"output.kernel": np.full((1, 1, 2, 1), -INF, np.float32)}, "output.kernel holds values"),
+        ({"hidden.1.bias": np.ones(1, np.float32)}, "hidden.1.bias has the shape (1,), not (2,)"),
+        ({"output.bias": np.ones((), np.float32)}, "output.bias has the shape (), not (1,)"),
+        ({"hidden.0.kernel": np.ones((3, 3, 2, 1), np.float32)}, "not (3, 3, 1, 2)"),
+        ({"output.bias": np.ones(1, np.int32)}, "output.bias is of I32, not F32 or BF16"),
+        ({"output.bias": np.ones(1, np.float64)}, "output.bias is of F64"),
+        ({"output.bias": np.ones(1, bool)}, "output.bias is of BOOL"),
+        ({"output.bias": None}, "it lacks the tensors 'output.bias'"),
+        ({"hidden.2.bias": np.ones(2, np.float32)}, "has no tensors 'hidden.2.bias'"),
+        ({"hidden.00.bias": np.ones(2, np.float32)}, "has no tensors 'hidden.00.bias'"),
+        ({"zz": np.ones(1), "zz.b": np.ones(1)}, "has no tensors 'zz', 'zz.b'"),
+        ({"zz.²": np.ones(1)}, "has no tensors 'zz.²'"),
+        ({"a\nb" + "c" * 999: np.ones(1)}, r"has no tensors 'a\nbccc"),
+        ({"": np.ones(1)}, "has no tensors ''"),
+    ],
+)
+def test_tensors_of_another_network_are_refused(tmp_path, change, fault):
+    tensors = {name: value for name, value in (TENSORS | change).items() if value is not None}
+    write_weights(tmp_path / "a.safetensors", tensors)
+    assert_refused(tmp_path / "a.safetensors", fault)
+
+
+def test_a_half_that_is_infinite_is_refused(tmp_path):
+    tensors = TENSORS | {"output.bias": np.array([INF], jnp.bfloat16)}
+    write_weights(tmp_path / "a.safetensors", tensors)
+    assert_refused(tmp_path / "a.safetensors", "output.bias holds values")
+
+
+def test_the_file_is_read_once(path, params, monkeypatch):
+    """What is loaded is what was checked, though the file changes meanwhile."""
+    read = Path.read_bytes
+
+    def read_and_change(self):
+        data = read(self)
+        if self == path:
+            path.write_bytes(data[::-1])
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_change)
+    assert_identical(load_weights(path).params, params)
 
 
 def test_missing_files_are_missing_files(path):
