@@ -44,7 +44,7 @@ from eval.command import parse_settings, run_command
 from eval.masks_report import MEASURES, RELAXATIONS, relaxed
 from eval.reconstruction import CONFIG, SettingsError, make_synthesis, mask_key
 from eval.report import SCORES, Phases
-from eval.rows import Row, RowFile, RowsError
+from eval.rows import Row, RowFile, RowsError, one_of, parse_reasons
 from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import FileClip
@@ -68,6 +68,7 @@ from jaxsparse.search.lagrangian import (
 )
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
+from jaxsparse.strict_json import parse_object
 from jaxsparse.types import SAMPLE_RATE
 
 Method: TypeAlias = Literal["random", "constant", "relaxation", "genetic", "control"]
@@ -100,11 +101,19 @@ _KEYS = {
     "control-surrogate": 6,
     "relaxation-surrogate": 7,
 }
+
+
+def row_methods(name: str) -> tuple[str, ...]:
+    """Names in the rows of the masks that one of `NAMES` gives."""
+    return relaxed(name) if name in RELAXATIONS else (name,)
+
+
+_ROW_METHODS = [method for name in NAMES for method in row_methods(name)]
 COLUMNS: dict[str, Callable[[str], Any]] = {
     "clip": str,
     "sparsity": float,
-    "method": str,
-    "phases": str,
+    "method": one_of(_ROW_METHODS),
+    "phases": one_of(PHASES),
     "done": int,
     "asked": int,
     "evaluations": int,
@@ -113,7 +122,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "mse": float,
     **dict.fromkeys(SCORES, float),
     **dict.fromkeys(MEASURES, float),
-    "reasons": json.loads,
+    "reasons": parse_reasons,
 }
 # What not every method has.
 OPTIONAL = ("loss", *MEASURES)
@@ -234,6 +243,7 @@ def run(settings: Settings) -> dict[str, Any]:
     Raises:
         AudioError: If a clip can't be read or has no PESQ.
         CheckpointError: If what a search saved is damaged.
+        BlockingIOError: If another process uses `settings.out`.
         FileExistsError: If `settings.out` holds a run with other settings.
         OSError: If a clip can't be found or the results can't be written.
         RowsError: If what is in `settings.out` is damaged.
@@ -242,14 +252,14 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     _check(settings)
     out = RowFile(settings.out, COLUMNS, _identity(settings))
-    with jax.default_matmul_precision("highest"), ScorePool(settings.workers) as pool, out:
+    with out, jax.default_matmul_precision("highest"), ScorePool(settings.workers) as pool:
         tasks = list(make_tasks(settings, pool))
         # All are checked before anything is written.
-        for path, claim in [_claim(settings, task) for task in tasks]:
+        claims = [_claim(settings, task) for task in tasks]
+        out.begin()
+        for path, claim in claims:
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, claim)
-        settings.out.mkdir(parents=True, exist_ok=True)
-        atomic_write(settings.out / "settings.json", json.dumps(out.settings, indent=1).encode())
         rows = {_key(row): row for row in out.rows}
         for task in tasks:
             done = _done(task, rows)
@@ -261,9 +271,9 @@ def run(settings: Settings) -> dict[str, Any]:
                 _report(settings, rows)
             for row in _rows_of(task, rows):
                 row["asked"] = max(task.asked, row["done"])
-    out.rows[:] = sorted(rows.values(), key=_place)
-    out.rewrite()
-    return _report(settings, rows)
+        out.rows[:] = sorted(rows.values(), key=_place)
+        out.rewrite()
+        return _report(settings, rows)
 
 
 def _report(settings: Settings, rows: dict[tuple, Row]) -> dict[str, Any]:
@@ -279,8 +289,7 @@ def _report(settings: Settings, rows: dict[tuple, Row]) -> dict[str, Any]:
 
 def _place(row: Row) -> tuple:
     """Of a row in rows.csv."""
-    methods = [method for name in NAMES for method in row_methods(name)]
-    places = methods.index(row["method"]), PHASES.index(row["phases"])
+    places = _ROW_METHODS.index(row["method"]), PHASES.index(row["phases"])
     return (row["clip"], row["sparsity"], *places)
 
 
@@ -411,9 +420,9 @@ def _claim(settings: Settings, task: Task) -> tuple[Path, bytes]:
     path = settings.out / "searches" / f"{task.name}.json"
     if path.exists():
         try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise RowsError(f"{path} is damaged") from error
+            before = parse_object(path.read_bytes())
+        except ValueError as error:
+            raise RowsError(f"{path} is damaged: {error}") from error
         changed = [name for name in wanted | before if wanted.get(name) != before.get(name)]
         if changed:
             raise FileExistsError(
@@ -425,11 +434,6 @@ def _claim(settings: Settings, task: Task) -> tuple[Path, bytes]:
 
 def _key(row: Row) -> tuple:
     return (row["clip"], row["sparsity"], row["method"], row["phases"])
-
-
-def row_methods(name: str) -> tuple[str, ...]:
-    """Names in the rows of the masks that one of `NAMES` gives."""
-    return relaxed(name) if name in RELAXATIONS else (name,)
 
 
 def _done(task: Task, rows: dict[tuple, Row]) -> int | None:

@@ -103,6 +103,12 @@ _THESIS_COMPARED = {
 }
 _THESIS_RELAXATION = {"soft": 27.360, "binary": 36.676, "gap": 36.676 - 27.360, "random": 35.234}
 THESIS_SPARSITY = 0.95
+# Of figure 4.11.
+_PANELS = {
+    "gradient_norm": "gradient norm of\nthe Lagrangian",
+    "violation": "violation",
+    "multiplier": "multiplier",
+}
 
 
 def summarize(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -468,11 +474,13 @@ def read_histories(summary: dict[str, Any], out: Path) -> dict[tuple, dict[str, 
             try:
                 names, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines())
                 values = np.array(lines, float).reshape(-1, len(names)).T
-            except ValueError as error:
-                raise RowsError(f"{path} is damaged") from error
-            if "best" not in names:
-                raise RowsError(f"{path} is damaged")
-            found[clip, sparsity, method] = dict(zip(names, values, strict=True))
+            except (csv.Error, ValueError) as error:
+                raise RowsError(f"{path} is damaged: {one_line(str(error))}") from error
+            history = dict(zip(names, values, strict=True))
+            drawn = {"update", *_PANELS} if method in RELAXATIONS else {"generation"}
+            if missing := (drawn | {"best"}) - history.keys():
+                raise RowsError(f"{path} is damaged: no column {', '.join(sorted(missing))}")
+            found[clip, sparsity, method] = history
     return found
 
 
@@ -483,13 +491,8 @@ def _plot_relaxation(
     lines = {place: x for place, x in histories.items() if place[2] == search}
     if not lines:
         return
-    titles = {
-        "gradient_norm": "gradient norm of\nthe Lagrangian",
-        "violation": "violation",
-        "multiplier": "multiplier",
-    }
-    figure, axes = _figure(len(titles), "update")
-    for (name, title), panel in zip(titles.items(), axes, strict=True):
+    figure, axes = _figure(len(_PANELS), "update")
+    for (name, title), panel in zip(_PANELS.items(), axes, strict=True):
         panel.set_ylabel(title)
         for (clip, sparsity, _), history in lines.items():
             label = f"{one_line(clip)}, {_percent(sparsity)}" if panel is axes[0] else None

@@ -35,7 +35,7 @@ from eval import report
 from eval.command import parse_settings, run_command
 from eval.degradations import KINDS, MASK_KINDS, Degraded, degrade, same_sparsity
 from eval.reconstruction import SettingsError
-from eval.rows import Row, RowFile
+from eval.rows import Row, RowFile, parse_reasons
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES
@@ -78,7 +78,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     **{name: float for metric in DEVICE for name in (metric, NAMES[metric])},
     **{f"moved_{metric}": float for metric in MOVED},
     **{f"{NAMES[metric]}_slope": float for metric in DEVICE},
-    "reasons": json.loads,
+    "reasons": parse_reasons,
 }
 
 
@@ -118,6 +118,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Raises:
         AudioError: If a clip can't be read; it is named.
+        BlockingIOError: If another process uses `settings.out`.
         FileExistsError: If `settings.out` holds a run with other settings.
         OSError: If the clips can't be found or the results can't be written.
         RowsError: If what is in `settings.out` is damaged.
@@ -135,17 +136,18 @@ def run(settings: Settings) -> dict[str, Any]:
     names = ("seed", "generation", "generation_clips", "n_samples")
     identity = {name: getattr(settings, name) for name in names} | {"calibration": fingerprint()}
     out = RowFile(settings.out, COLUMNS, identity)
-    with ScorePool(settings.workers) as pool, out:
+    with out, ScorePool(settings.workers) as pool:
         done = {row["clip"] for row in out.rows}
         for i, clip in enumerate(tqdm(clips, "clips", unit="clip", disable=None)):
             if clip.name in done:
                 continue
             # All of a clip or nothing of it: a stopped run begins with whole clips.
             out.add(*compare(settings, clip, i < settings.generation_clips, pool))
-    summary = summarize(out.rows)
-    atomic_write(settings.out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-    atomic_write(settings.out / "table.md", table(summary).encode())
-    atomic_write(settings.out / "accuracy.png", plot(out.rows))
+        summary = summarize(out.rows)
+        text = json.dumps(summary, indent=1) + "\n"
+        atomic_write(settings.out / "summary.json", text.encode())
+        atomic_write(settings.out / "table.md", table(summary).encode())
+        atomic_write(settings.out / "accuracy.png", plot(out.rows))
     return summary
 
 

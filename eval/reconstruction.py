@@ -39,7 +39,7 @@ from tqdm import tqdm
 from eval import report
 from eval.command import parse_settings, run_command
 from eval.report import GROUP, PHASES, SCORES, Phases
-from eval.rows import Row, RowFile
+from eval.rows import Row, RowFile, RowsError, parse_reasons
 from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
@@ -66,7 +66,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "phases_saved": float,
     "mse": float,
     **dict.fromkeys(SCORES, float),
-    "reasons": json.loads,
+    "reasons": parse_reasons,
 }
 # Settings that a resumed run may change: they don't decide on any value.
 NOT_IDENTITY = ("data", "out", "workers", "batch", "json")
@@ -162,42 +162,44 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Raises:
         AudioError: If no clip can be read.
+        BlockingIOError: If another process uses `settings.out`.
         FileExistsError: If `settings.out` holds a run with other settings.
         OSError: If the data can't be found or the results can't be written.
+        RowsError: If what is in `settings.out` is damaged.
         SettingsError: If a setting is out of range.
     """
     _check(settings)
     clips = find_clips(settings.data, settings.split)[: settings.limit]
     methods = make_methods(settings)
-    out = settings.out and RowFile(settings.out, COLUMNS, _identity(settings, clips, methods))
-    rows = out.rows if out else []
-    total = len(clips) * sum(len(m.seeds) * len(m.keep_observed) * len(m.phases) for m in methods)
-    bar = tqdm(total=total, initial=len(rows), unit="row", disable=None)
-    with (
-        jax.default_matmul_precision("highest"),
-        ScorePool(settings.workers) as pool,
-        out or nullcontext(),
-        bar,
-    ):
-        done = {_key(row) for row in rows}
-        for row in evaluate(settings, clips, methods, pool, done):
-            out.add(row) if out else rows.append(row)
-            bar.update()
     wanted = (_key(row) for clip in clips for method in methods for row in _empty(method, clip))
     order = {key: place for place, key in enumerate(wanted)}
-    rows.sort(key=lambda row: order[_key(row)])
-    summary = {
-        "settings": _jsonable(asdict(settings)),
-        "clips": len(clips),
-        "backend": jax.default_backend(),
-        "groups": report.summarize(rows, ("phases_saved", "mse", *_scores(settings))),
-        "unscored": report.unscored(rows),
-    }
-    if out and settings.out:
-        out.rewrite()
-        atomic_write(settings.out / "summary.json", json.dumps(summary, indent=1).encode())
-        atomic_write(settings.out / "table.md", report.table(summary).encode())
-        report.plot(summary, settings.out)
+    out = settings.out and RowFile(settings.out, COLUMNS, _identity(settings, clips, methods))
+    with (
+        out or nullcontext(),
+        jax.default_matmul_precision("highest"),
+        ScorePool(settings.workers) as pool,
+    ):
+        rows = out.rows if out else []
+        done = {_key(row) for row in rows}
+        if out and not done <= order.keys():
+            raise RowsError(f"{out.path} is damaged: it holds rows that the run doesn't have")
+        with tqdm(total=len(order), initial=len(rows), unit="row", disable=None) as bar:
+            for row in evaluate(settings, clips, methods, pool, done):
+                out.add(row) if out else rows.append(row)
+                bar.update()
+        rows.sort(key=lambda row: order[_key(row)])
+        summary = {
+            "settings": _jsonable(asdict(settings)),
+            "clips": len(clips),
+            "backend": jax.default_backend(),
+            "groups": report.summarize(rows, ("phases_saved", "mse", *_scores(settings))),
+            "unscored": report.unscored(rows),
+        }
+        if out and settings.out:
+            out.rewrite()
+            atomic_write(settings.out / "summary.json", json.dumps(summary, indent=1).encode())
+            atomic_write(settings.out / "table.md", report.table(summary).encode())
+            report.plot(summary, settings.out)
     return summary
 
 

@@ -3,15 +3,17 @@
 import contextlib
 import csv
 import errno
+import fcntl
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 from jaxsparse.audio import atomic_write
 from jaxsparse.errors import JaxsparseError
+from jaxsparse.strict_json import parse_object
 
 Row: TypeAlias = dict[str, Any]
 
@@ -23,7 +25,8 @@ class RowsError(JaxsparseError):
 class RowFile:
     """``rows.csv`` and ``settings.json`` of a run's folder; a context.
 
-    A line that was cut off in the middle of its writing is dropped when the run is resumed.
+    Within the context the folder is this run's alone; outside it the rows can be read. A line that
+    was cut off in the middle of its writing is dropped when the run is resumed.
     """
 
     def __init__(
@@ -32,11 +35,12 @@ class RowFile:
         columns: Mapping[str, Callable[[str], Any]],
         settings: Mapping[str, Any],
     ) -> None:
-        """Opens a run's folder.
+        """Reads a run's folder.
 
         Args:
             out: The folder.
-            columns: Names of the columns, and what turns a cell's text into its value.
+            columns: Names of the columns, and what turns a cell's text into its value, or raises
+                `ValueError`.
             settings: What decides on the rows' values, as JSON.
 
         Raises:
@@ -49,11 +53,27 @@ class RowFile:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
         self.settings = json.loads(json.dumps(settings))
         self.path = out / "rows.csv"
-        check_settings(out / "settings.json", self.settings)
-        self.rows = self._read()
+        self.rows: list[Row] = []
+        self._read()
         self._file: TextIO | None = None
+        self._lock: int | None = None
 
     def __enter__(self) -> "RowFile":
+        """Takes the folder, if it is there yet, and reads anew what it holds.
+
+        Raises:
+            BlockingIOError: If another process has taken it.
+            FileExistsError: If the folder holds a run with other settings by now.
+            OSError: If the folder can't be read.
+            RowsError: If what is in it is damaged.
+        """
+        if self.path.parent.exists():
+            self._lock = lock_folder(self.path.parent)
+            try:
+                self._read()
+            except BaseException:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,25 +81,48 @@ class RowFile:
             # Each row was flushed; what could not be written has been reported.
             with contextlib.suppress(OSError):
                 self._file.close()
+        if self._lock is not None:
+            os.close(self._lock)
+        self._file = self._lock = None
+
+    def begin(self) -> None:
+        """Makes the folder, if it isn't there, and writes the settings; `add` sees to it too.
+
+        Raises:
+            BlockingIOError: If another process has made the folder meanwhile.
+            OSError: If it can't be written.
+        """
+        folder = self.path.parent
+        if self._lock is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(folder)
+            # There was none to be read when the context began.
+            if any(folder.iterdir()):
+                raise BlockingIOError(
+                    f"{folder} was made by another process meanwhile: run the same command again"
+                )
+        settings = json.dumps(self.settings, indent=1)
+        atomic_write(folder / "settings.json", settings.encode())
 
     def add(self, *rows: Row) -> None:
         """Appends rows in one piece; with the first ones the folder is made.
 
         Raises:
+            BlockingIOError: If another process has made the folder meanwhile.
             OSError: If it can't be written; the file is named.
         """
         try:
             file = self._file or self._open()
             file.write(self._lines(rows))
             file.flush()
+        except BlockingIOError:
+            raise
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         self.rows.extend(rows)
 
     def _open(self) -> TextIO:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        settings = json.dumps(self.settings, indent=1)
-        atomic_write(self.path.with_name("settings.json"), settings.encode())
+        self.begin()
         self.rewrite()
         # A clip's name may hold bytes that are no UTF-8.
         self._file = self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
@@ -90,18 +133,25 @@ class RowFile:
         text = ",".join(self.columns) + "\n" + self._lines(self.rows)
         atomic_write(self.path, text.encode(errors="surrogateescape"))
 
-    def _read(self) -> list[Row]:
-        if not self.path.exists():
-            return []
+    def _read(self) -> None:
+        check_settings(self.path.with_name("settings.json"), self.settings)
+        self.rows[:] = self._parse() if self.path.exists() else []
+
+    def _parse(self) -> Iterator[Row]:
         text = self.path.read_text("utf-8", "surrogateescape")
         whole = text[: text.rfind("\n") + 1]
-        lines = csv.DictReader(io.StringIO(whole, newline=""))
+        lines = csv.DictReader(io.StringIO(whole, newline=""), strict=True)
         try:
-            return [
-                {name: read(line[name]) for name, read in self.columns.items()} for line in lines
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise RowsError(f"{self.path} is damaged: line {lines.line_num}") from error
+            for line in lines:
+                # A line that is too long has a cell without a name, one too short a None.
+                if None in line or None in line.values():
+                    raise ValueError("another number of cells")
+                # A file system may leave zeros of what a loss of power cut off.
+                if "\0" in "".join(line.values()):
+                    raise ValueError("a zero byte")
+                yield {name: read(line[name]) for name, read in self.columns.items()}
+        except (csv.Error, KeyError, ValueError) as error:
+            raise RowsError(f"{self.path} is damaged: line {lines.reader.line_num}") from error
 
     def _lines(self, rows: Iterable[Row]) -> str:
         text = io.StringIO(newline="")
@@ -116,6 +166,54 @@ class RowFile:
         return text.getvalue()
 
 
+def lock_folder(folder: Path) -> int:
+    """Takes a folder for this process alone, without writing to it.
+
+    Returns:
+        A file descriptor, whose closing gives the folder back; so does the end of the process,
+        however it ends. Programs that it starts don't inherit it.
+
+    Raises:
+        BlockingIOError: If another process has taken the folder.
+        OSError: If it can't be read.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise BlockingIOError(
+                f"{folder} is used by another process: wait for its end, or take another folder"
+            ) from None
+        error.filename = str(folder)
+        raise
+    return descriptor
+
+
+def one_of(values: Collection[str]) -> Callable[[str], str]:
+    """Reads a cell that has one of these texts, and else raises `ValueError`."""
+
+    def read(text: str) -> str:
+        if text not in values:
+            raise ValueError(f"none of {', '.join(values)}")
+        return text
+
+    return read
+
+
+def parse_reasons(text: str) -> dict[str, str]:
+    """The cell that says why values are missing, by their names.
+
+    Raises:
+        ValueError: If it holds anything else.
+    """
+    reasons = parse_object(text)
+    if not all(isinstance(reason, str) for reason in reasons.values()):
+        raise ValueError("a reason is no text")
+    return reasons
+
+
 def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Refuses to go on with a run of other settings, as JSON; none is fine.
 
@@ -123,19 +221,21 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
         FileExistsError: If they are others, or the folder has rows without settings.
         RowsError: If the file is damaged.
     """
+    # Asked first: settings are written before rows, perhaps by another process right now.
+    has_rows = path.with_name("rows.csv").exists()
     if not path.exists():
-        if path.with_name("rows.csv").exists():
+        if has_rows:
             raise FileExistsError(
                 f"{path.parent} holds rows of another program: take another folder"
             )
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = parse_object(path.read_bytes())
     except ValueError as error:
-        raise RowsError(f"{path} is damaged") from error
+        raise RowsError(f"{path} is damaged: {error}") from error
     changed = [
         f"{name} ({before.get(name)}, now {settings.get(name)})"
-        for name in settings | before
+        for name in {**settings, **before}
         if settings.get(name) != before.get(name)
     ]
     if changed:

@@ -414,7 +414,10 @@ def test_damaged_rows_are_one_line(data, tmp_path, capsys):
     for name, damaged in (
         ("rows.csv", whole["rows.csv"].replace(",3,mixed", ",three,mixed", 1)),
         ("rows.csv", "what\nis this\n"),
+        ("rows.csv", whole["rows.csv"].replace(",3,mixed", ",4,mixed", 1)),
+        ("rows.csv", whole["rows.csv"].replace(",{}\n", ',"{""stoi"": []}"\n', 1)),
         ("settings.json", whole["settings.json"][:-9]),
+        ("settings.json", "[]"),
     ):
         (out / name).write_text(damaged)
         capsys.readouterr()

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import soundfile
 from test_eval import voice
 
 from eval import masks, masks_report
-from eval.rows import RowFile
+from eval.rows import RowFile, lock_folder
 from jaxsparse import objectives, pretrained
 from jaxsparse.masks import count_observed, random_mask, unpack_mask
 from jaxsparse.metrics import reference_pesq, reference_stoi
@@ -467,15 +468,48 @@ def test_another_clip_of_the_same_name_is_left_alone(clip, finished, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    "name", ["searches/voice-90-random.json", "history/voice-95-control-mse.csv"]
+    ("name", "text", "fault"),
+    [
+        ("searches/voice-90-random.json", "[1, 2", "Expecting ',' delimiter"),
+        ("searches/voice-90-random.json", "[]", "its JSON is no object"),
+        ("searches/voice-90-random.json", "null", "its JSON is no object"),
+        ("searches/voice-90-random.json", "[" * 99_999, "its JSON is nested too deeply"),
+        ("history/voice-95-control-mse.csv", "[1, 2", "no column best, generation"),
+        ("history/voice-95-control-mse.csv", "generation,best\n1,two\n", "could not convert"),
+        ("history/voice-95-control-mse.csv", "9" * 131_073, "field larger than field limit"),
+        ("history/voice-90-relaxation.csv", "update,best\n", "no column gradient_norm, mul"),
+        ("rows.csv", "clip,sparsity\nvoice,0.9\n", "line 2"),
+    ],
 )
-def test_damaged_files_are_named(name, clip, finished, tmp_path, capsys):
+def test_damaged_files_are_named(name, text, fault, clip, finished, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    (out / name).write_text("[1, 2")
+    (out / name).write_text(text)
     assert masks.main(flags(clip, out)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"eval.masks: {out / name} is damaged"
+    assert line.startswith(f"eval.masks: {out / name} is damaged: {fault}")
+
+
+def test_rows_of_no_method_are_damaged(clip, finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    text = (out / "rows.csv").read_text()
+    (out / "rows.csv").write_text(text.replace(",genetic-mse,", ",genetic-max,", 1))
+    assert masks.main(flags(clip, out)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"eval.masks: {out / 'rows.csv'} is damaged: line ")
+
+
+def test_a_run_that_another_process_is_at_is_left_alone(clip, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    lock = lock_folder(finished)
+    try:
+        assert masks.main(flags(clip, finished)) == 2
+    finally:
+        os.close(lock)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"eval.masks: {finished} is used by another process: ")
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_one_generation_is_the_first_population(clip, tmp_path):
