@@ -10,7 +10,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxsparse.errors import JaxsparseError
+from jaxsparse.errors import JaxsparseError, describe, one_line
 
 # What a write fails of where the disk or the account is at fault, and not the program.
 _DISK_ERRORS = (
@@ -97,28 +99,39 @@ class Checkpoints:
             names = [path.name for path in self._directory.iterdir() if path.is_dir()]
         except FileNotFoundError:
             return []
-        return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
-    def newest(self) -> Checkpoint | None:
+    def newest(
+        self, check: Callable[[Checkpoint], object] = lambda found: None
+    ) -> Checkpoint | None:
         """Reads the newest checkpoint that is whole and unaltered.
 
         Damaged ones that are newer are named in a warning each. They keep their place until the
         next `save`, which renames them to ``damaged-STEP``.
+
+        Args:
+            check: Looks at what a checkpoint holds; whatever it raises means damage.
 
         Returns:
             The checkpoint; None if there is none at all.
 
         Raises:
             CheckpointError: If there are some, and every one is damaged.
+            MemoryError: If there is no room for one.
         """
         self._damaged = []
         for step in reversed(self.steps()):
             path = self._directory / str(step)
             try:
-                return self._read(step)
-            except CheckpointError as error:
+                found = self._read(step)
+                check(found)
+                return found
+            except MemoryError:
+                raise
+            # Files whose list of checksums fits may hold anything still, and orbax raise anything.
+            except Exception as error:
                 self._damaged.append(path)
-                _log.warning("%s is damaged and passed over: %s", path, error)
+                _log.warning("%s is damaged and passed over: %s", path, _reason(error))
         if self._damaged:
             raise CheckpointError(f"{self._directory}: no checkpoint is whole and unaltered")
         return None
@@ -171,17 +184,10 @@ class Checkpoints:
 
     def _read(self, step: int) -> Checkpoint:
         path = self._directory / str(step)
-        try:
-            _check(path)
-        except OSError as error:
-            raise CheckpointError(f"{error.filename}: {error.strerror}") from error
+        _check(path)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
         found = self._checkpointer.restore(path, args=items)
-        state = {name: np.asarray(value) for name, value in found["state"].items()}
-        about = found["about"]
-        if about["step"] != step:
-            raise CheckpointError(f"it is that of step {about['step']}")
-        return Checkpoint(path, step, state, about["data"], about["settings"])
+        return _checkpoint(path, step, found["state"], found["about"])
 
     def _make_way(self) -> None:
         """Sets damaged ones aside: their steps come again, and they don't count as kept."""
@@ -230,10 +236,38 @@ def _check(path: Path) -> None:
     if found == expected:
         return
     listed = set(expected.splitlines())
-    changed = [line[66:].decode() for line in found.splitlines() if line not in listed]
+    changed = [os.fsdecode(line[66:]) for line in found.splitlines() if line not in listed]
     if not changed:
         raise CheckpointError(f"a file that {SUMS} lists is missing")
-    raise CheckpointError(f"{', '.join(changed[:3])}: not the SHA-256 that {SUMS} lists")
+    raise CheckpointError(f"{one_line(', '.join(changed[:3]))}: not the SHA-256 that {SUMS} lists")
+
+
+def _checkpoint(path: Path, step: int, state: Any, about: Any) -> Checkpoint:
+    """Makes a checkpoint of what orbax has read.
+
+    Raises:
+        CheckpointError: If a part is missing or of a wrong type, or it is that of another step.
+    """
+    arrays = {name: np.asarray(value) for name, value in state.items()}
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise CheckpointError(f"{one_line(name)} is no array of numbers")
+    if not isinstance(about, dict):
+        raise CheckpointError("what stands beside the arrays is no JSON object")
+    for name, kind in {"step": int, "data": dict, "settings": dict}.items():
+        if type(about.get(name)) is not kind:
+            raise CheckpointError(f"its {name} is missing or of a wrong type")
+    if about["step"] != step:
+        raise CheckpointError(f"it is that of step {about['step']}")
+    return Checkpoint(path, step, arrays, about["data"], about["settings"])
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a checkpoint, in one line."""
+    if isinstance(error, CheckpointError | OSError):
+        return describe(error)
+    # Those of orbax and of a missing key say little without their kind, or too much.
+    return f"{type(error).__name__}: {one_line(str(error))[:300]}"
 
 
 def _sums(directory: Path) -> bytes:
@@ -244,7 +278,7 @@ def _sums(directory: Path) -> bytes:
         if path.is_file() and name != SUMS:
             with path.open("rb") as file:
                 lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-    return "".join(lines).encode()
+    return os.fsencode("".join(lines))
 
 
 def _names(tree: Any) -> list[str]:

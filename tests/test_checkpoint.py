@@ -1,4 +1,6 @@
+import json
 import logging
+import os
 import random
 import shutil
 
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsparse import checkpoint
 from jaxsparse.checkpoint import SUMS, CheckpointError, Checkpoints
 
 SETTINGS = {"seed": 0, "crop": [40, 24]}
@@ -115,6 +118,133 @@ def test_a_change_in_any_file_is_named_and_the_one_before_taken(checkpoints, dir
             assert file.name == SUMS or str(file.relative_to(newest)) in line
         file.write_bytes(content)
         assert_is_of_step(checkpoints.newest(), 4)
+
+
+def relist(path):
+    """Makes the list of checksums anew, as whoever changed the files on purpose would."""
+    (path / SUMS).write_bytes(checkpoint._sums(path))
+
+
+def about(**changes):
+    whole = {"step": 4, "data": {"next": [4, None]}, "settings": SETTINGS} | changes
+    return json.dumps({k: v for k, v in whole.items() if v is not None}).encode()
+
+
+DEEP = b'{"a": ' + b"[" * 99_999
+
+
+def assert_passed_over(checkpoints, newest, caplog):
+    """The one before is taken, with one line on the newest."""
+    caplog.clear()
+    assert_is_of_step(checkpoints.newest(), 2)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "jaxsparse.checkpoint"]
+    assert line.startswith(f"{newest} is damaged and passed over: ")
+    assert line.isprintable() and len(line) < len(str(newest)) + 400
+    return line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("about/metadata", about(step=None), "its step is missing"),
+        ("about/metadata", about(step=4.0), "its step is missing or of a wrong type"),
+        ("about/metadata", about(step="4"), "its step is missing or of a wrong type"),
+        ("about/metadata", about(step=2), "it is that of step 2"),
+        ("about/metadata", about(data=None), "its data is missing"),
+        ("about/metadata", about(data=[]), "its data is missing or of a wrong type"),
+        ("about/metadata", about(settings=3), "its settings is missing or of a wrong type"),
+        ("about/metadata", b"[]", "no JSON object"),
+        ("about/metadata", b"null", "no JSON object"),
+        ("about/metadata", b"", "JSONDecodeError"),
+        ("about/metadata", b"\xff" * 9, "UnicodeDecodeError"),
+        ("about/metadata", DEEP, "RecursionError"),
+        ("about/metadata", None, "about/metadata"),
+        ("about", None, "about"),
+        ("state", None, "state"),
+        ("state/_METADATA", b"{}", "KeyError"),
+        ("state/_METADATA", b"null", ""),
+        ("state/_METADATA", b'{"tree_metadata": {}}', ""),
+        ("state/_METADATA", b"\xff" * 9, "UnicodeDecodeError"),
+        ("state/_METADATA", DEEP, "RecursionError"),
+        ("state/_METADATA", None, ""),
+    ],
+)
+def test_changed_contents_with_a_fitting_list_are_passed_over(
+    checkpoints, directory, caplog, name, content, fault
+):
+    newest = directory / "4"
+    path = newest / name
+    if content is not None:
+        path.write_bytes(content)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    relist(newest)
+    assert fault in assert_passed_over(checkpoints, newest, caplog)
+    # It makes way for its step, as any damaged one.
+    save(checkpoints, 4)
+    assert (directory / "damaged-4").is_dir()
+
+
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "d"])
+@pytest.mark.parametrize("kept", [None, 0, 0.5])
+def test_changed_storage_with_a_fitting_list_is_passed_over(checkpoints, tmp_path, name, kept):
+    # Of several arrays, those that fail after the first would leave messages on standard error.
+    for step in (2, 4):
+        checkpoints.save(step, {"kernel": np.ones(50, np.float32)}, {}, {})
+    newest = tmp_path / "checkpoints" / "4"
+    path = newest / "state" / name
+    for file in files_of(path) if path.is_dir() else [path]:
+        content = file.read_bytes()
+        file.unlink()
+        if kept is not None:
+            file.write_bytes(content[: int(kept * len(content))])
+    relist(newest)
+    assert checkpoints.newest().step == 2
+
+
+def test_where_all_contents_are_changed_none_is_taken(checkpoints, directory):
+    for step in (2, 4):
+        (directory / str(step) / "about" / "metadata").write_bytes(b"{}")
+        relist(directory / str(step))
+    with pytest.raises(CheckpointError, match="no checkpoint is whole and unaltered"):
+        checkpoints.newest()
+
+
+def test_a_name_that_is_no_utf8_is_passed_over(checkpoints, directory, caplog):
+    newest = directory / "4"
+    (newest / os.fsdecode(b"\xff\nmore")).touch()
+    assert "udcff" in assert_passed_over(checkpoints, newest, caplog)
+
+
+def test_what_a_caller_misses_is_damage(checkpoints, directory, caplog):
+    def check(found):
+        if found.step == 4:
+            return found.data["more"]
+
+    assert_is_of_step(checkpoints.newest(check), 2)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{directory / '4'} is damaged and passed over: KeyError: 'more'"
+    ]
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_is_no_damage_comes_through(checkpoints, directory, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoints._checkpointer, "restore", fail)
+    with pytest.raises(error):
+        checkpoints.newest()
+    monkeypatch.undo()
+    assert_is_of_step(checkpoints.newest(), 4)
+
+
+def test_a_folder_that_only_looks_like_a_step_is_none(checkpoints, directory):
+    for name in ("04", "٤", "-4", "4.0", ""):
+        (directory / name).mkdir(exist_ok=True)
+    assert checkpoints.steps() == [2, 4]
 
 
 def test_a_missing_file_or_folder_is_noticed(checkpoints, directory, tmp_path, caplog):

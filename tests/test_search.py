@@ -289,6 +289,22 @@ def test_a_folder_of_another_run_is_refused(other, seed, tmp_path):
         run(other(), jax.random.key(seed), steps=2, folder=folder)
 
 
+@pytest.mark.parametrize("data", [{}, {"seconds": None}, {"seconds": "long"}])
+def test_a_checkpoint_without_its_time_is_passed_over(data, tmp_path, caplog):
+    from jaxsparse import checkpoint
+
+    search = SEARCHES["genetic"](problem())
+    for steps in (1, 2):
+        whole = run(search, jax.random.key(1), steps=steps, folder=tmp_path)
+    path = tmp_path / "2" / "about" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": data}))
+    (tmp_path / "2" / checkpoint.SUMS).write_bytes(checkpoint._sums(tmp_path / "2"))
+    again = run(search, jax.random.key(1), steps=2, folder=tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.state, whole.state)
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "jaxsparse.checkpoint"]
+    assert line.startswith(f"{tmp_path / '2'} is damaged and passed over: ")
+
+
 def test_host_objectives_have_an_identity(tmp_path):
     """Their functions hide the arrays."""
     score = on_host(problem()).score

@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from jaxsparse import checkpoint
 from jaxsparse.audio import write_wav
 from jaxsparse.checkpoint import Checkpoints
 from jaxsparse.data.clips import find_clips
 from train import loop, main
-from train.settings import Settings
+from train.settings import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 12
@@ -478,6 +479,63 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(settings, whole,
     ]
     assert End(settings.workdir) == whole
     assert (checkpoints / "damaged-12").is_dir()
+
+
+def contents(settings):
+    """What a checkpoint of a run holds beside its state."""
+    rows = [dict.fromkeys(loop.Log(settings).fields, 1.0)]
+    pending = [dict.fromkeys(("loss", *loop._log_terms(settings)), 1.0)]
+    return {
+        "data": {"loader": {}, "log": {"rows": rows, "pending": pending}},
+        "settings": {"settings": loop._identity(settings), "clips": {"count": 1, "sha256": "0"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("settings", {}),
+        ("settings", {"settings": [], "clips": {"count": 4, "sha256": "0"}}),
+        ("settings", {"settings": {}, "clips": {"count": 4}}),
+        ("settings", {"settings": {}, "clips": None}),
+        ("data", {}),
+        ("data", {"log": {"rows": [], "pending": []}}),
+        ("data", {"loader": {}, "log": {"rows": None, "pending": []}}),
+        ("data", {"loader": {}, "log": {"rows": [{"step": 1}], "pending": []}}),
+        ("data", {"loader": {}, "log": {"rows": [], "pending": [{"mse": 1.0}]}}),
+    ],
+)
+def test_a_checkpoint_without_what_the_run_needs_is_passed_over(tmp_path, caplog, part, value):
+    settings = Settings(tmp_path, tmp_path / "run", resume=True)
+    with contextlib.closing(Checkpoints(settings.workdir / "checkpoints")) as checkpoints:
+        checkpoints.save(1, {"step": np.ones(1)}, **contents(settings))
+        checkpoints.save(2, {"step": np.ones(1)}, **(contents(settings) | {part: value}))
+        found = loop._find_run(checkpoints, settings)
+    assert found and found.step == 1
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "jaxsparse.checkpoint"]
+    assert line.startswith(f"{settings.workdir / 'checkpoints' / '2'} is damaged and passed over: ")
+
+
+def test_the_log_of_another_loss_is_no_damage(tmp_path, caplog):
+    before = Settings(tmp_path, tmp_path / "run", resume=True, loss="mse+mfcc")
+    with contextlib.closing(Checkpoints(before.workdir / "checkpoints")) as checkpoints:
+        checkpoints.save(1, {"step": np.ones(1)}, **contents(before))
+        with pytest.raises(SettingsError, match="another loss"):
+            loop._find_run(checkpoints, dataclasses.replace(before, loss="mse"))
+    assert not [r for r in caplog.records if r.name == "jaxsparse.checkpoint"]
+
+
+def test_a_state_that_is_not_the_loaders_is_one_error(settings, capfd):
+    assert main.main(arguments(settings, "--steps", "3")) == 0
+    path = settings.workdir / "checkpoints" / "3"
+    about = json.loads((path / "about" / "metadata").read_text())
+    about["data"]["loader"] = {"next": 1}
+    (path / "about" / "metadata").write_text(json.dumps(about))
+    (path / "SHA256SUMS").write_bytes(checkpoint._sums(path))
+    capfd.readouterr()
+    assert main.main(arguments(settings, "--steps", "3", "--resume")) == 2
+    line = f"train: {path}: the loader can't go on from its state"
+    assert capfd.readouterr().err.splitlines()[-1] == line
 
 
 def test_no_good_checkpoint_is_an_error(settings, capfd, caplog):

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from jaxsparse.audio import atomic_write
-from jaxsparse.checkpoint import Checkpoint, Checkpoints
+from jaxsparse.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from jaxsparse.data.clips import Clip, FileClip, PreparedClip, find_clips
 from jaxsparse.data.folder import portable_path
 from jaxsparse.data.loader import Loader, make_loader
@@ -91,7 +91,7 @@ def train(
         Stopped: If `stop` said so; a resumed run ends as if it had never been stopped.
         FileExistsError: If `workdir` has checkpoints and `resume` is not set.
         SettingsError: If the run to resume had other settings or other data.
-        CheckpointError: If no checkpoint of the run to resume is good.
+        CheckpointError: If none of the run to resume is good, or it is of another network.
         AudioError: If there is no usable audio.
         FloatingPointError: If a loss or a parameter is no longer finite; the last checkpoint stays.
         OSError: If something can't be read or written; the last checkpoint stays.
@@ -116,7 +116,7 @@ def train(
             raise Stopped("stopped before the first step")
         with closing(iter(loader)) as batches, Log(settings, found) as log:
             if found:
-                batches.set_state(found.data["loader"])
+                _set_state(batches, found)
 
             def save(state: TrainState) -> None:
                 _check_finite(state, log.step)
@@ -299,6 +299,7 @@ class Log:
         before = found.data["log"] if found else {"rows": [], "pending": []}
         self.history: list[dict[str, Any]] = before["rows"]
         self._names = ("loss", *_log_terms(settings))
+        self.fields = ("step", *self._names, "learning_rate", "samples_per_s", "seconds")
         # Runs that were started when there was but one loss kept its numbers alone.
         waiting = [w if isinstance(w, dict) else {"loss": w} for w in before["pending"]]
         self._pending: list[Any] = [{n: np.float32(w[n]) for n in self._names} for w in waiting]
@@ -309,8 +310,7 @@ class Log:
     def __enter__(self) -> "Log":
         self._path = self.settings.workdir / "log.csv"
         self._file: TextIO = self._path.open("w", newline="", encoding="utf-8")
-        fields = ("step", *self._names, "learning_rate", "samples_per_s", "seconds")
-        self._csv = csv.DictWriter(self._file, fields, lineterminator="\n")
+        self._csv = csv.DictWriter(self._file, self.fields, lineterminator="\n")
         self._csv.writeheader()
         self._write(*self.history)
         self._bar = tqdm(
@@ -423,18 +423,50 @@ def _find_run(checkpoints: Checkpoints, settings: Settings) -> Checkpoint | None
         if checkpoints.steps():
             raise FileExistsError(f"{settings.workdir} holds a run; --resume goes on with it")
         return None
-    found = checkpoints.newest()
+    found = checkpoints.newest(functools.partial(_check_contents, settings))
     if found is None:
         return None
+    if changed := _changed(settings, found):
+        raise SettingsError(f"{settings.workdir} holds a run with another {', '.join(changed)}")
+    return found
+
+
+def _changed(settings: Settings, found: Checkpoint) -> list[str]:
+    """What decides a run and was another for the one that the checkpoint is of."""
     before, now = {**FORMERLY, **found.settings["settings"]}, _identity(settings)
-    changed = [
+    return [
         f"{name} ({before.get(name)}, now {now[name]})"
         for name in now
         if before.get(name) != now[name]
     ]
-    if changed:
-        raise SettingsError(f"{settings.workdir} holds a run with another {', '.join(changed)}")
-    return found
+
+
+def _check_contents(settings: Settings, found: Checkpoint) -> None:
+    """Raises anything where a checkpoint lacks what resuming reads beside the state."""
+    _described(found.settings["clips"])
+    if "loader" not in found.data:
+        raise CheckpointError("it lacks the loader's state")
+    # The log of another run has columns of its own, and that run is refused for its settings.
+    if _changed(settings, found):
+        return
+    log = Log(settings, found)
+    for row in log.history:
+        if set(row) != set(log.fields):
+            raise CheckpointError("a line of its log has other columns")
+        for value in row.values():
+            float(value)
+
+
+def _set_state(batches: Any, found: Checkpoint) -> None:
+    """Lets the loader go on where it was.
+
+    Raises:
+        CheckpointError: If what was saved is not its state.
+    """
+    try:
+        batches.set_state(found.data["loader"])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{found.path}: the loader can't go on from its state") from error
 
 
 def _check_clips(found: Checkpoint, now: dict[str, Any], settings: Settings) -> None:

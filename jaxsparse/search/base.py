@@ -381,7 +381,7 @@ class _Loop:
         key = jax.random.fold_in(self.key, _INIT)
         if found := saved.newest():
             like = init(key) if self.search.on_host else jax.eval_shape(init, key)
-            self.step, self.seconds = found.step, found.data["seconds"]
+            self.step, self.seconds = found.step, float(found.data["seconds"])
             self.state, self.first, history = saved.restore(found, like)
             self.history = [history] if history else []
             return
@@ -482,7 +482,7 @@ class _Saved:
             self._checkpoints.close()
 
     def newest(self) -> Any:
-        found = self._checkpoints.newest() if self._checkpoints else None
+        found = self._checkpoints.newest(_check_saved) if self._checkpoints else None
         if found and found.settings != self._settings:
             raise FileExistsError(
                 f"{self._folder} holds a run of another search, clip, count or key: take another"
@@ -508,6 +508,12 @@ class _Saved:
         state = {"state": loop.state, "first": loop.first, "history": loop.stacked()}
         self._checkpoints.save(loop.step, state, {"seconds": loop.seconds}, self._settings)
         self._last, self._step = time.perf_counter(), loop.step
+
+
+def _check_saved(found: Any) -> None:
+    """Raises anything where a checkpoint lacks what resuming reads beside the state."""
+    np.shape(found.state["first"])
+    float(found.data["seconds"])
 
 
 def _fingerprint(search: Search, key: PRNGKey) -> str:
