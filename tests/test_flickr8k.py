@@ -1,4 +1,5 @@
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -547,6 +548,56 @@ def files_at_most(n_bytes):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def member(headers, data=b"", name="flickr_audio/wavs/a_0.wav"):
+    """An archive with one member, and what its extended header says."""
+    info = tarfile.TarInfo(name)
+    info.size, info.pax_headers = len(data), headers
+    with io.BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+            archive.addfile(info, io.BytesIO(data))
+        return buffer.getvalue()
+
+
+def old_sparse(extended=0):
+    """A sparse member as GNU tar wrote it before there were extended headers: 1 GiB of zeros."""
+    info = tarfile.TarInfo("flickr_audio/wavs/a_0.wav")
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[156:157] = tarfile.GNUTYPE_SPARSE
+    block[482], block[483:495] = extended, b"%011o\0" % (1 << 30)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return gzip.compress(bytes(block) + bytes(0 if extended else 1024))
+
+
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 30)}
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (member({"path": "flickr_audio/wavs/a\0b.wav"}), "a zero byte in the name"),
+        (member({"path": "flickr_audio/wavs/a\0/../b.wav"}), "no table wav2capt.txt"),
+        (old_sparse(), "a sparse file"),
+        (member({"GNU.sparse.map": "0,4", "GNU.sparse.size": str(1 << 30)}, b"abcd"), "a sparse"),
+        (member(SPARSE, b"1\n0\n4\n".ljust(512, b"\0") + b"abcd"), "a sparse file"),
+        (member(SPARSE, b"x\n".ljust(512, b"\0")), "damaged or cut short: invalid literal"),
+        (member({"GNU.sparse.map": "0,x", "GNU.sparse.size": "9"}), "damaged or cut short: inv"),
+        (old_sparse(extended=1), "damaged or cut short: "),
+    ],
+    ids=["NUL", "NUL and folder", "GNU", "0.1", "1.0", "damaged 1.0", "damaged 0.1", "cut GNU"],
+)
+def test_members_that_no_corpus_has_are_refused(tmp_path, out, content, fault):
+    assert len(content) < 400
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    (manual / ARCHIVE).write_bytes(content)
+    # Were it unpacked, the disk would be full.
+    with files_at_most(1 << 20), pytest.raises(CorpusError) as caught:
+        prepare(manual, out, config())
+    assert fault in str(caught.value) and str(caught.value).isprintable()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(("packed", "n_bytes"), [(False, 20_000), (False, 100), (True, 600)])

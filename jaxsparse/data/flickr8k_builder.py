@@ -49,6 +49,7 @@ SPLITS = ("train", "test", "validation")
 # A shard's examples are all in memory while it is written.
 _SHARD_CLIPS = 1_000
 _BLOCK_BYTES = 1 << 20
+_ARCHIVE_ERRORS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 _CAPTION_LINE = re.compile(r"(?P<file>[^\s/]+\.wav)\s+(?P<image>\S+)\s+#(?P<number>\d{1,9})")
 _SPEAKER_LINE = re.compile(r"(?P<file>[^\s/]+\.wav)\s+(?P<speaker>\S+)")
 _TEXT_LINE = re.compile(r"(?P<image>\S+)#(?P<number>\d{1,9})\s+(?P<text>.*)")
@@ -401,7 +402,8 @@ def open_corpus(
     with tempfile.TemporaryDirectory(prefix="incomplete.", dir=scratch) as temporary:
         try:
             _unpack(archive, Path(temporary))
-        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        # Of malformed numbers and blocks, tarfile makes a ValueError or an IndexError.
+        except (*_ARCHIVE_ERRORS, IndexError, ValueError) as error:
             raise CorpusError(f"{archive}: damaged or cut short: {error}") from error
         yield Path(temporary)
 
@@ -422,7 +424,11 @@ def _check_md5(path: Path, expected: str | None) -> None:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Writes the tables and clips; nothing else, and nothing beside the target."""
+    """Writes the tables and clips; nothing else, and nothing beside the target.
+
+    Raises:
+      tarfile.ReadError: a member that would be written is sparse, or has no name for a file.
+    """
     wanted = re.compile(rf"(?:\./)?{FOLDER}/((?:wavs/[^/]+\.wav)|{CAPTION_TABLE}|{SPEAKER_TABLE})")
     (target / "wavs").mkdir()
     with (
@@ -434,6 +440,11 @@ def _unpack(archive: Path, target: Path) -> None:
             for member in members:
                 bar.update(file.tell() - bar.n)
                 match = wanted.fullmatch(member.name)
+                if match and "\0" in member.name:
+                    raise tarfile.ReadError(f"a zero byte in the name {member.name!r}")
+                # Few bytes would unpack to any number of zeros.
+                if match and member.issparse():
+                    raise tarfile.ReadError(f"{member.name!r} is a sparse file, as no clip is")
                 content = members.extractfile(member) if match and member.isreg() else None
                 if match and content:
                     with (target / match[1]).open("wb") as copy:
