@@ -22,6 +22,7 @@ from jaxsparse import audio, container
 from jaxsparse.container import Header, Parts, Segment
 from jaxsparse.errors import AudioError, ContainerError, JaxsparseError
 from jaxsparse.nn.network import Apply, Params
+from jaxsparse.plausible import bound_levels, match_drawn
 from jaxsparse.pretrained import Pretrained, load_pretrained
 from jaxsparse.spectrogram import db_to_amplitude, log_power
 from jaxsparse.stft import STFTConfig, overlap_add, stft, window_sum, windowed_frames
@@ -37,10 +38,6 @@ _RANDOM_NETWORKS = {Fraction(percent, 100): f"random-{percent}" for percent in (
 _MIXED_RANGE = (Fraction(80, 100), Fraction(95, 100))
 # Frames of the arrays that clips of one short segment are coded in.
 _SHORT_SEGMENTS = (32, 128)
-# How far what is filled in may lie above the loudest kept bin. A network that sees what it was not
-# trained for may overshoot by tens of dB; true peaks that a random mask of sparsity 0.95 misses
-# are up to 4 dB above, and of 0.99 up to 12.
-_HEADROOM_DB = 12.0
 
 
 @dataclass(frozen=True)
@@ -343,12 +340,14 @@ class _Window(NamedTuple):
         spectrogram: Kept values in dB, 0 elsewhere.
         mask: Kept bins.
         valid: Frames that are the clip's.
+        loud: Kept bins that no other one is louder than, without the halo.
         phase: Radians, without the halo.
     """
 
     spectrogram: Float32[np.ndarray, "F W"]
     mask: Bool[np.ndarray, "F W"]
     valid: Bool[np.ndarray, " W"]
+    loud: Bool[np.ndarray, "F T"]
     phase: Float32[np.ndarray, "F T"]
 
 
@@ -374,12 +373,16 @@ def _windows(
             levels[:, inside] = segment.levels[:, columns]
             mask[:, inside] = segment.mask[:, columns]
         phase = np.zeros((header.n_bins, size), np.float32)
-        own = decoded[index].phases
-        phase[:, : own.shape[1]] = own * (2 * math.pi / 2**header.phase_bits)
+        loud = np.zeros(phase.shape, bool)
+        own = decoded[index]
+        phase[:, : own.phases.shape[1]] = own.phases * (2 * math.pi / 2**header.phase_bits)
+        if header.mask == "mixed":
+            loud[:, : own.chosen.shape[1]] = own.chosen
         yield _Window(
             levels * np.float32(header.value_step_mdb / 1000),
             mask,
             (frames >= 0) & (frames < header.n_frames),
+            loud,
             phase,
         )
 
@@ -392,7 +395,9 @@ def _synthesise(
 ) -> Float32[np.ndarray, " N"]:
     """Completes and inverts the segments of a channel and adds them where they overlap."""
     config = _frames_config(header)
-    run = _completion(network.apply, network.card["halo"], config, header.keep_observed)
+    # Networks see crops of 96 frames or more in training; of few frames they make too much.
+    match = header.n_frames <= _SHORT_SEGMENTS[0] and header.mask != "positions"
+    run = _completion(network.apply, network.card["halo"], config, header.keep_observed, match)
     size = _segment_frames(header) * header.hop_length
     overlap = header.n_fft - header.hop_length
     signal = np.zeros(header.n_coded_samples, np.float32)
@@ -431,9 +436,12 @@ def _put(
 
 @functools.lru_cache(maxsize=16)
 def _completion(
-    apply: Apply, halo: int, config: STFTConfig, keep_observed: bool
+    apply: Apply, halo: int, config: STFTConfig, keep_observed: bool, match: bool
 ) -> Callable[..., Float[Array, " N"]]:
-    """The device's part of decoding: a window to the samples that its segment adds."""
+    """The device's part of decoding: a window to the samples that its segment adds.
+
+    With `match`, what is filled in has the levels of the bins that were drawn at random.
+    """
 
     @jax.jit
     def run(
@@ -441,16 +449,24 @@ def _completion(
         spectrogram: Float[Array, "F W"],
         mask: Bool[Array, "F W"],
         valid: Bool[Array, " W"],
+        loud: Bool[Array, "F T"],
         phase: Float[Array, "F T"],
     ) -> Float[Array, " N"]:
-        completed = apply(params, spectrogram, mask, jnp.broadcast_to(valid, mask.shape))
+        valid = jnp.broadcast_to(valid, mask.shape)
+        completed = apply(params, spectrogram, mask, valid)
         loudest = jnp.max(spectrogram, where=mask, initial=-jnp.inf)
-        completed = jnp.minimum(completed, loudest + _HEADROOM_DB)
-        if keep_observed:
-            completed = jnp.where(mask, spectrogram, completed)
         inner = slice(halo, halo + phase.shape[1])
-        spectrum = db_to_amplitude(completed[:, inner]) * jnp.exp(1j * phase)
-        spectrum = jnp.where(valid[None, inner], spectrum, 0)
+        completed, kept, mask, valid = (
+            array[:, inner] for array in (completed, spectrogram, mask, valid)
+        )
+        completed = bound_levels(completed, kept, loud, loudest)
+        if match:
+            completed = match_drawn(completed, kept, mask & ~loud, valid & ~mask)
+            completed = bound_levels(completed, kept, loud, loudest)
+        if keep_observed:
+            completed = jnp.where(mask, kept, completed)
+        spectrum = db_to_amplitude(completed) * jnp.exp(1j * phase)
+        spectrum = jnp.where(valid, spectrum, 0)
         return overlap_add(windowed_frames(spectrum, config), config.hop_length)
 
     return run

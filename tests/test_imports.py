@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     {"_version", "errors", "strict_json", "types"},
     {"audio", "stft", "spectrogram", "masks"},
+    {"plausible"},
     {"nn.sparse_conv"},
     {"nn.network"},
     {"losses"},
