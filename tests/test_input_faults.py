@@ -383,9 +383,10 @@ def test_silence_stays_silence(n_samples, channels, folder, capsys):
 def test_one_sample_stays_one_sample(sample_rate, channels, folder, capsys):
     sample = np.full((1, channels), 0.5, np.float32)
     decoded = round_trip(folder, sample, sample_rate, capsys)
-    # What is left of it at 16 kHz; all of its bins are equal, and known to a quarter of a dB.
+    # What is left of it at 16 kHz, and of that what 5 % of the bins hold; levels are stored in
+    # steps of half a dB, so that it may get louder by 3 %.
     coded = resample(resample(sample, sample_rate, 16_000), 16_000, sample_rate)[:1]
-    np.testing.assert_allclose(decoded, coded, rtol=0.05)
+    assert (decoded > 0.4 * coded).all() and (decoded < 1.03 * coded).all()
 
 
 # A run takes seconds, so only one that has a bit of all is always done.
