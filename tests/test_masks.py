@@ -105,11 +105,15 @@ def test_impossible_counts_are_refused(key, count):
         mixed_mask(key, jnp.zeros(SHAPE), count)
 
 
-def test_project_to_count_takes_other_floats_and_ranks():
-    scores = np.array([1.0, 3.0, 2.0, 3.0])
-    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
-        mask = project_to_count(jnp.asarray(scores, dtype), 2)
-        np.testing.assert_array_equal(mask, [False, True, False, True])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_project_to_count_takes_other_floats(dtype):
+    try:
+        scores = jnp.asarray(jnp.array([1.0, 3.0, 2.0, 3.0]), dtype)
+    except jax.errors.JaxRuntimeError:
+        if dtype != jnp.float16:
+            raise
+        pytest.skip("XLA compiles no float16 for processors without F16C")
+    np.testing.assert_array_equal(project_to_count(scores, 2), [False, True, False, True])
 
 
 def test_vmap_equals_loop_where_every_count_differs(key):
