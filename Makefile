@@ -11,7 +11,9 @@ BIN = $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 PIP = $(BIN)/python -m pip -qq
-UV = $(BIN)/python -m uv --quiet
+# uv leaves the locks of its builds in the temporary folder.
+UV_TMPDIR = $(abspath $(VENV))/tmp
+UV = TMPDIR=$(UV_TMPDIR) $(BIN)/python -m uv --quiet
 INSTALL = $(UV) pip install --python $(BIN)/python --compile-bytecode \
 	--build-constraints requirements-build.txt
 COMPILE = $(UV) pip compile --upgrade --universal --python-version 3.11 \
@@ -72,13 +74,14 @@ pins: $(BIN)/python  ## Resolve the pinned versions anew
 	printf '%s\n' cython numpy pytest-runner setuptools | $(COMPILE) -o requirements-build.txt -
 
 package: $(VENV)/.ready  ## Build wheel and sdist into dist/, and try the wheel where nothing is compiled
-	$(BIN)/python tools/check_package.py
+	TMPDIR=$(UV_TMPDIR) $(BIN)/python tools/check_package.py
 
 clean:  ## Remove the virtual environment and everything generated
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready: $(BIN)/python requirements.txt requirements-build.txt pyproject.toml
 	@echo "Installing the packages ($(RESOLUTION)) into $(VENV); the first time takes a minute"
+	@mkdir -p $(UV_TMPDIR)
 	$(PIP) install pip==$(PIP_VERSION) uv==$(UV_VERSION)
 ifeq ($(RESOLUTION),pinned)
 	$(INSTALL) -r requirements.txt
@@ -100,5 +103,6 @@ $(BIN)/python:
 		sys.exit(not os.path.exists(sysconfig.get_path('include') + '/Python.h'))" || { \
 		echo "the extra 'eval' needs Python's headers to build the package 'pesq':" \
 			"install python3-dev or the like (or do without it: pip install .)" >&2; exit 1; }
+	@mkdir -p $(UV_TMPDIR)
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "'$(PYTHON) -m venv' failed: install python3-venv or the like" >&2; exit 1; }
