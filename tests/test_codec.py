@@ -447,10 +447,10 @@ def decibel(samples):
 @pytest.mark.parametrize("n_samples", [400, 512, 1600, 4000])
 def test_short_clips_keep_their_level(n_samples, mask):
     sentence, _ = audio.read_audio(audio_path())
-    starts = range(8_000, len(sentence) - 4_000, 9_000)
+    starts = range(8_000, len(sentence) - 4_000, 6_000)
     cuts = [sentence[start : start + n_samples] for start in starts]
     cuts = [cut for cut in cuts if decibel(cut) > -40]
-    assert len(cuts) > 4
+    assert len(cuts) > 5
     settings = CodecSettings(mask=mask)
     changes = [
         decibel(codec.decompress(codec.compress(cut, 16_000, settings))[0]) - decibel(cut)
