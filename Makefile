@@ -20,8 +20,8 @@ COMPILE = $(UV) pip compile --upgrade --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate \
 	--custom-compile-command "make pins"
 MAKEFLAGS += --no-print-directory
-# Two processes of up to 3 GB; a file's tests share what they compile.
-WORKERS = -n 2 --dist loadfile
+# Three processes of up to 3 GB, since some tests wait for programs; a file's share what they compile.
+WORKERS = -n 3 --dist loadfile
 # XLA's defaults; tests compile more quickly (tests/conftest.py).
 OPTIMISED = --xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true
 NUMERICAL = $(patsubst %,tests/test_%.py,stft spectrogram masks sparse_conv distances same_numbers)

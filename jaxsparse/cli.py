@@ -66,9 +66,9 @@ def _compress(arguments: argparse.Namespace) -> None:
         samples, sample_rate = audio.read_audio(file)
     with _blaming():
         with _importing():
-            from jaxsparse import codec
+            from jaxsparse.codec import stream
 
-        settings = codec.CodecSettings(
+        settings = stream.CodecSettings(
             sparsity=arguments.sparsity,
             mask=arguments.mask,
             phase_threshold=arguments.phases,
@@ -77,17 +77,17 @@ def _compress(arguments: argparse.Namespace) -> None:
             phase_bits=arguments.phase_bits,
             network=arguments.network,
         )
-        network, fits = codec.choose_network(settings)
+        network, fits = stream.choose_network(settings)
     if not fits:
         _step(
             f"no network was trained for {settings.mask} masks of sparsity {settings.sparsity}, "
             f"taking the nearest one, {network}"
         )
     with _blaming(arguments.input), _progress("compressing") as progress:
-        data = codec.compress(samples, sample_rate, settings, progress=progress)
+        data = stream.compress(samples, sample_rate, settings, progress=progress)
     with _blaming(arguments.output):
         audio.atomic_write(_place(arguments.output), data)
-    from jaxsparse import container
+    from jaxsparse.codec import container
 
     description = container.describe(data)
     say = _report if _place(arguments.output) == _place(_STDOUT) else _say
@@ -98,16 +98,17 @@ def _decompress(arguments: argparse.Namespace) -> None:
     _check_input(arguments.input)
     _check_output(arguments.output, arguments.force, source=arguments.input)
     with _blaming(arguments.input):
-        from jaxsparse import container
+        from jaxsparse.codec import container
 
         with _opened(arguments.input) as file:
             data = container.read(file)
         container.describe(data)
         with _importing():
-            from jaxsparse import audio, codec
+            from jaxsparse import audio
+            from jaxsparse.codec import stream
 
         with _progress("decompressing") as progress:
-            samples, sample_rate = codec.decompress(data, progress=progress)
+            samples, sample_rate = stream.decompress(data, progress=progress)
     with _blaming(arguments.output):
         audio.write_wav(_place(arguments.output), samples, sample_rate)
 
@@ -115,7 +116,7 @@ def _decompress(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     _check_input(arguments.input)
     with _blaming(arguments.input), _opened(arguments.input) as file:
-        from jaxsparse import container
+        from jaxsparse.codec import container
 
         description = container.describe(container.read(file))
     _say(json.dumps(description, indent=2) if arguments.json else _table(description))

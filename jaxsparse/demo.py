@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from jaxsparse import audio, codec, container, demo_page
+from jaxsparse import audio, codec, demo_page
+from jaxsparse.codec import container
 from jaxsparse.demo_page import Clip, Coded
 from jaxsparse.errors import AudioError, MissingExtraError
 from jaxsparse.metrics import Metric, ScorePool, check_installed, mse

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
-from jaxsparse import audio, codec, container, masks, metrics
+from jaxsparse import audio, codec, masks, metrics
+from jaxsparse.codec import container
 from jaxsparse.pretrained import load_pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
 from jaxsparse.spectrogram import log_power

@@ -23,8 +23,9 @@ import pytest
 import soundfile
 
 import jaxsparse
-from jaxsparse import _scoring, audio, cli, codec, container
+from jaxsparse import _scoring, audio, cli, codec
 from jaxsparse.cli import main
+from jaxsparse.codec import container
 
 SAMPLE_RATE = 22_050
 N_SAMPLES = 23_457
@@ -65,9 +66,9 @@ def decompressed(compressed):
 @pytest.fixture
 def no_codec(monkeypatch):
     """Importing the codec, and with it the array library, fails."""
-    for name in ("codec", "demo"):
-        monkeypatch.delattr(jaxsparse, name, raising=False)
-        monkeypatch.setitem(sys.modules, f"jaxsparse.{name}", None)
+    for package, name in ((codec, "stream"), (jaxsparse, "demo")):
+        monkeypatch.delattr(package, name, raising=False)
+        monkeypatch.setitem(sys.modules, f"{package.__name__}.{name}", None)
 
 
 def snapshot(folder):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxsparse import audio, codec, container, masks
-from jaxsparse.codec import CodecSettings
+from jaxsparse import audio, codec, masks
+from jaxsparse.codec import CodecSettings, container, stream
 from jaxsparse.errors import AudioError, ContainerError, JaxsparseError
 from jaxsparse.nn.network import SparseCNNConfig, sparse_cnn
 from jaxsparse.plausible import HEADROOM_DB
@@ -178,7 +178,7 @@ def test_phase_threshold_makes_the_file_smaller():
 @pytest.mark.parametrize("n_samples", [1, 25_000, 77_276])
 def test_counts_are_those_of_masks(sparsity, n_samples):
     settings = CodecSettings(sparsity=sparsity)
-    header = codec._make_header(settings, SHA256, n_samples, 1, 16_000)
+    header = stream._make_header(settings, SHA256, n_samples, 1, 16_000)
     shape = (1025, STFTConfig().n_frames(n_samples))
     assert header.segment_shape(0) == shape
     assert header.count(0) == masks.count_observed(shape, sparsity)
@@ -223,9 +223,9 @@ def test_other_lengths_compile_nothing():
 def test_analysis_holds_one_segment_at_a_time():
     def peak(n_samples):
         signal = np.ones(n_samples, np.float32)
-        header = codec._make_header(DEFAULT, SHA256, n_samples, 1, 16_000)
+        header = stream._make_header(DEFAULT, SHA256, n_samples, 1, 16_000)
         tracemalloc.start()
-        for _ in codec._analyse(signal, header):
+        for _ in stream._analyse(signal, header):
             pass
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -238,7 +238,7 @@ def test_analysis_holds_one_segment_at_a_time():
 
 def test_synthesis_holds_the_segments_that_its_window_sees(monkeypatch):
     n_segments = 10
-    header = codec._make_header(DEFAULT, SHA256, n_segments * 77_312 - 256, 1, 16_000)
+    header = stream._make_header(DEFAULT, SHA256, n_segments * 77_312 - 256, 1, 16_000)
     assert header.n_segments == n_segments
     alive = weakref.WeakSet()
     most = 0
@@ -260,7 +260,7 @@ def test_synthesis_holds_the_segments_that_its_window_sees(monkeypatch):
     monkeypatch.setattr(container, "decode_segment", decode_segment)
     network = load_untrained("mixed")
     parts = [[b""] * 4] * n_segments
-    windows = codec._windows(header, 0, parts, network)
+    windows = stream._windows(header, 0, parts, network)
     halo = network.card["halo"]
     for index, window in enumerate(windows):
         frames = np.arange(index * 302 - halo, (index + 1) * 302 + halo)
@@ -336,7 +336,7 @@ def test_settings_that_are_no_integers(changes, monkeypatch):
 
 @pytest.mark.parametrize("sparsity", [0.95, "0.95", "0.9500", ".95", "9.5e-1"])
 def test_sparsity_is_stored_as_one_decimal(sparsity):
-    header = codec._make_header(CodecSettings(sparsity=sparsity), SHA256, 1, 1, 16_000)
+    header = stream._make_header(CodecSettings(sparsity=sparsity), SHA256, 1, 1, 16_000)
     assert header.sparsity == "0.95"
 
 
@@ -502,7 +502,7 @@ def test_memory_of_the_largest_promise_is_bounded():
     rate, n_segments = 768_000, 3
     settings = CodecSettings(sparsity="0.999995", mask="random", phase_threshold=1, phase_bits=1)
     n_samples = 48 * (n_segments * 302 * 256 - 256)
-    header = codec._make_header(settings, SHA256, n_samples, 1, rate)
+    header = stream._make_header(settings, SHA256, n_samples, 1, rate)
     assert header.n_segments == n_segments
     parts = []
     for index in range(n_segments):

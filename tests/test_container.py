@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsparse import container
-from jaxsparse.container import Header, Segment
+from jaxsparse.codec import container
+from jaxsparse.codec.container import Header, Segment
 from jaxsparse.errors import ContainerError
 
 # Where the fields of the header lie in a file of version 1.

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsparse import codec, container
+from jaxsparse import codec
 from jaxsparse.cli import main
+from jaxsparse.codec import container
 from jaxsparse.errors import ContainerError
 from jaxsparse.nn.network import SparseCNNConfig, sparse_cnn
 from jaxsparse.pretrained import Pretrained

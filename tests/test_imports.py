@@ -21,8 +21,8 @@ LAYERS = (
     {"metrics", "interpolate"},
     {"objectives"},
     {"pretrained"},
-    {"container"},
-    {"codec"},
+    {"codec.container"},
+    {"codec.stream"},
     {"plots"},
     {"demo_page"},
     {"demo"},
@@ -109,7 +109,7 @@ def complaints(source, module, *, is_package=False):
             found.append(f"{module} imports {name}, which is not installed")
         elif top in OWNERS and here not in OWNERS[top]:
             found.append(f"{module} imports {name}, which only {sorted(OWNERS[top])} may")
-        elif top == "jax" and here == "container":
+        elif top == "jax" and here == "codec.container":
             found.append(f"{module} imports {name}: the format depends on no array library")
         elif top == "jaxsparse" and here is not None:
             there = place(rest)
@@ -144,9 +144,9 @@ def test_evaluation_does_not_import_training():
         ("jaxsparse.stft", "from . import nn"),
         ("jaxsparse.nn.network", "from ..reconstruct import to_waveform"),
         ("jaxsparse.masks", "def late():\n    import jaxsparse.codec"),
-        ("jaxsparse.container", "from jaxsparse import codec"),
-        ("jaxsparse.container", "import jax.numpy as jnp"),
-        ("jaxsparse.codec", "from jaxsparse.data.folder import Folder"),
+        ("jaxsparse.codec.container", "from jaxsparse.codec import stream"),
+        ("jaxsparse.codec.container", "import jax.numpy as jnp"),
+        ("jaxsparse.codec.stream", "from jaxsparse.data.folder import Folder"),
         ("jaxsparse.data.folder", "from jaxsparse import stft"),
         ("jaxsparse.search.genetic", "from jaxsparse.losses import mse"),
         ("jaxsparse.search.base", "from jaxsparse.objectives import mse_objective"),
@@ -154,7 +154,7 @@ def test_evaluation_does_not_import_training():
         ("jaxsparse.losses", "from jaxsparse.reconstruct import to_waveform"),
         ("jaxsparse.metrics", "import soundfile as sf"),
         ("jaxsparse.audio", "from librosa import resample"),
-        ("jaxsparse.codec", "import orbax.checkpoint as ocp"),
+        ("jaxsparse.codec.stream", "import orbax.checkpoint as ocp"),
         ("jaxsparse.demo", "from eval import report"),
         ("jaxsparse.novelty", "import numpy"),
     ],
@@ -167,7 +167,10 @@ def test_made_up_backward_import_is_found(module, source):
     ("module", "source"),
     [
         ("jaxsparse.nn.network", "from .sparse_conv import sparse_conv\nfrom ..types import Mask"),
-        ("jaxsparse.codec", "from jaxsparse import container, masks, reconstruct"),
+        (
+            "jaxsparse.codec.stream",
+            "from jaxsparse import masks, reconstruct\nfrom jaxsparse.codec import container",
+        ),
         ("jaxsparse.data.folder", "import soundfile\nfrom jaxsparse.audio import resample"),
         ("jaxsparse.search.genetic", "from .base import run\nfrom jaxsparse import masks"),
         ("jaxsparse.cli", "from jaxsparse import demo"),
@@ -190,11 +193,11 @@ def loaded(module):
     ("name", "unwanted"),
     [
         ("__init__", IMPORTED_WHERE_USED),
-        ("codec", IMPORTED_WHERE_USED),
+        ("codec.stream", IMPORTED_WHERE_USED),
         # Help, a mistyped option and `info` come at once.
         ("cli", IMPORTED_WHERE_USED | {"flax", "jax", "numpy", "scipy"}),
         # The format can be read without the library that decodes it.
-        ("container", IMPORTED_WHERE_USED | {"flax", "jax", "jaxlib"}),
+        ("codec.container", IMPORTED_WHERE_USED | {"flax", "jax", "jaxlib"}),
     ],
 )
 def test_heavy_packages_are_imported_where_they_are_used(name, unwanted):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from jaxsparse import container
+from jaxsparse.codec import container
 from jaxsparse.errors import ContainerError
 
 # Segments beyond are only parsed: each bin costs 10 us, and the same code runs for fewer of them.

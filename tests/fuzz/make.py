@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsparse import container
 from jaxsparse.audio import MAX_WAV_SAMPLES
-from jaxsparse.container import Header, Segment
+from jaxsparse.codec import container
+from jaxsparse.codec.container import Header, Segment
 from tests.fuzz import jsac
 
 CORPUS = Path(__file__).parent / "corpus"

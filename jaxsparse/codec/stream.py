@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from jaxsparse import audio, container
-from jaxsparse.container import Header, Parts, Segment
+from jaxsparse import audio
+from jaxsparse.codec import container
+from jaxsparse.codec.container import Header, Parts, Segment
 from jaxsparse.errors import AudioError, ContainerError, JaxsparseError
 from jaxsparse.nn.network import Apply, Params
 from jaxsparse.plausible import bound_levels, match_drawn
