@@ -25,7 +25,7 @@ import soundfile
 import jaxsparse
 from jaxsparse import _scoring, audio, cli, codec
 from jaxsparse.cli import main
-from jaxsparse.codec import container
+from jaxsparse.codec import container, stream
 
 SAMPLE_RATE = 22_050
 N_SAMPLES = 23_457
@@ -259,14 +259,14 @@ def test_control_c_is_quiet(wav, tmp_path, capsys, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         time.sleep(1)
 
-    monkeypatch.setattr(codec, "compress", interrupted)
+    monkeypatch.setattr(stream, "compress", interrupted)
     assert main(["compress", str(wav), str(tmp_path / "out.jsac")]) == 130
     assert capsys.readouterr().err == ""
     assert snapshot(tmp_path) == {}
 
 
 def test_a_programming_error_is_not_hidden(wav, tmp_path, monkeypatch):
-    monkeypatch.setattr(codec, "compress", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr(stream, "compress", lambda *arguments, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["compress", str(wav), str(tmp_path / "out.jsac")])
 
