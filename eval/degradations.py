@@ -12,9 +12,10 @@ import scipy.ndimage
 import scipy.signal
 
 from jaxsparse import pretrained
-from jaxsparse.interpolate import interpolate
-from jaxsparse.masks import count_observed, mixed_mask, project_to_count, random_mask
-from jaxsparse.reconstruct import reconstruct_spectrogram, to_waveform
+from jaxsparse.contracts import Decoder
+from jaxsparse.masks import count_observed, project_to_count
+from jaxsparse.policies import mixed, random
+from jaxsparse.reconstruct import put_back, then, to_waveform
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from jaxsparse.types import SAMPLE_RATE
@@ -68,39 +69,37 @@ def degrade(name: str, signal: np.ndarray, seed: int = 0) -> Iterator[Degraded]:
 def same_sparsity(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Iterator[Degraded]:
     """Yields a clip through `n` random masks at 95 %, as in the first generation of a search."""
     rng = np.random.default_rng((seed, zlib.crc32(name.encode()), 1))
-    sound, dense, _ = _synthesis(signal)
+    sound, dense = _synthesis(signal)
     for _ in range(n):
-        mask = random_mask(_key(rng), dense.shape, count_observed(dense.shape, SPARSITIES[-1]))
+        mask = random(_key(rng), dense, count_observed(dense.shape, SPARSITIES[-1]))
         yield Degraded("one sparsity", SPARSITIES[-1], sound("random-95", mask, False))
 
 
 def _masked(rng: np.random.Generator, signal: np.ndarray) -> Iterator[Degraded]:
-    sound, dense, phase = _synthesis(signal)
+    sound, dense = _synthesis(signal)
     for sparsity in SPARSITIES:
         count, network = count_observed(dense.shape, sparsity), f"random-{100 * sparsity:g}"
-        mask = random_mask(_key(rng), dense.shape, count)
+        mask = random(_key(rng), dense, count)
         yield Degraded("random mask", sparsity, sound(network, mask, False))
         scores = scipy.ndimage.gaussian_filter(rng.normal(size=dense.shape), _CLUSTER)
-        mask = np.asarray(project_to_count(jnp.asarray(scores, jnp.float32), count))
-        filled = jnp.asarray(interpolate(np.asarray(dense), mask, "nearest"), jnp.float32)
-        filled = to_waveform(filled, phase, length=signal.size)
-        yield Degraded("clustered mask", sparsity, np.asarray(filled))
+        mask = project_to_count(jnp.asarray(scores, jnp.float32), count)
+        yield Degraded("clustered mask", sparsity, sound("nearest", mask, True))
     for sparsity in (SPARSITIES[0], SPARSITIES[-1]):
-        mask = mixed_mask(_key(rng), dense, count_observed(dense.shape, sparsity))
+        mask = mixed(_key(rng), dense, count_observed(dense.shape, sparsity))
         yield Degraded("mixed mask", sparsity, sound("mixed", mask, True))
 
 
-def _synthesis(signal: np.ndarray) -> tuple[Callable[..., np.ndarray], jax.Array, jax.Array]:
-    """What turns a network's name, a mask and whether to put bins back into sound; and the dB."""
+def _synthesis(signal: np.ndarray) -> tuple[Callable[..., np.ndarray], jax.Array]:
+    """What turns a decoder's name, a mask and whether to put bins back into sound; and the dB."""
     spectrum = stft(jnp.asarray(signal))
     dense, phase = log_power(spectrum), jnp.angle(spectrum)
 
-    def sound(network: str, mask: jax.Array, keep: bool) -> np.ndarray:
-        apply, params, _ = _network(network)
-        complete = _completion(keep, signal.size)
-        return np.asarray(complete(apply, params, phase, dense, mask))
+    def sound(name: str, mask: jax.Array, keep: bool) -> np.ndarray:
+        decoder, params, _ = _load(name)
+        synthesize = _completion(decoder, keep, signal.size)
+        return np.asarray(synthesize(params, dense, mask, None, phase))
 
-    return sound, dense, phase
+    return sound, dense
 
 
 def _key(rng: np.random.Generator) -> jax.Array:
@@ -108,15 +107,14 @@ def _key(rng: np.random.Generator) -> jax.Array:
 
 
 @functools.lru_cache
-def _network(name: str) -> pretrained.Pretrained:
-    return pretrained.load_pretrained(name)
+def _load(name: str) -> pretrained.Pretrained:
+    return pretrained.load_decoder(name)
 
 
 @functools.lru_cache
-def _completion(keep_observed: bool, length: int) -> Callable[..., jax.Array]:
-    @functools.partial(jax.jit, static_argnums=0)
-    def complete(apply, params, phase, dense, mask):
-        estimate = reconstruct_spectrogram(apply, params, dense, mask, keep_observed=keep_observed)
+def _completion(decoder: Decoder, keep_observed: bool, length: int) -> Callable[..., jax.Array]:
+    def finish(completed, dense, mask, valid, phase):
+        estimate = put_back(completed, dense, mask) if keep_observed else completed
         return to_waveform(estimate, phase, length=length)
 
-    return complete
+    return then(decoder, finish)

@@ -415,7 +415,7 @@ def _claim(settings: Settings, task: Task) -> tuple[Path, bytes]:
     """
     wanted = {
         "clip": hashlib.sha256(task.sound.signal.tobytes()).hexdigest(),
-        "network": task.network.card["sha256"],
+        "network": task.network.card.sha256,
     }
     path = settings.out / "searches" / f"{task.name}.json"
     if path.exists():
@@ -483,7 +483,7 @@ def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
     if NAMES[task.search][1] == "pesq":
         sound, network = task.sound, task.network
         objective = pesq_objective(
-            network.apply,
+            network.decoder,
             network.params,
             sound.dense,
             jnp.angle(sound.spectrum),
@@ -517,10 +517,10 @@ def _on_device(settings: Settings, task: Task) -> Partial:
     sound, network = task.sound, task.network
     if NAMES[task.search][1] == "mse":
         return mse_objective(
-            network.apply, network.params, sound.dense, keep_observed=settings.keep_observed
+            network.decoder, network.params, sound.dense, keep_observed=settings.keep_observed
         )
     return surrogate_objective(
-        network.apply,
+        network.decoder,
         network.params,
         sound.dense,
         jnp.angle(sound.spectrum),

@@ -2,9 +2,10 @@
 
 ``python -m eval.reconstruction --data $JAXSPARSE_DATA/test --out RUN`` takes the first 77,276
 samples of each clip (zero-padded at the end), draws masks from (seed, file name), the same ones
-whatever the method, and fills in what they hide: with the networks, each at the sparsity that it is
-meant for, and with SciPy's interpolation between the kept bins. The sound is made with the original
-phases (all), with those of bins at most 60 to 75 dB below the loudest one (the others are 0), and
+whatever the method, and fills in what they hide: with the networks, each for the masks that it was
+trained for unless --mask and --sparsity say otherwise, and with SciPy's interpolation between the
+kept bins for all of these masks. The sound is made with the original phases (all), with those of
+bins at most 60 to 75 dB below the loudest one (the others are 0), and
 by Griffin-Lim, which finds phases anew: with those of the kept bins given (kept) or none at all
 (none). The row "ceiling" is the dense dB spectrogram itself, with its 80 dB floor.
 
@@ -44,11 +45,13 @@ from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
+from jaxsparse.decoders import DECODERS
 from jaxsparse.errors import AudioError, JaxsparseError
-from jaxsparse.interpolate import Interpolation, interpolate
-from jaxsparse.masks import count_observed, mixed_mask, random_mask
+from jaxsparse.masks import count_observed
 from jaxsparse.metrics import Metric, Score, ScorePool, mse
-from jaxsparse.reconstruct import to_waveform
+from jaxsparse.policies import POLICIES
+from jaxsparse.pretrained import Pretrained
+from jaxsparse.reconstruct import batched, put_back, to_spectrum, to_waveform
 from jaxsparse.spectrogram import db_to_amplitude, log_power, phase_mask
 from jaxsparse.stft import STFTConfig, griffin_lim, stft
 from jaxsparse.types import SAMPLE_RATE
@@ -73,7 +76,8 @@ NOT_IDENTITY = ("data", "out", "workers", "batch", "json")
 # Bounds the waveforms in memory while the scores are slower than the device.
 MAX_PENDING = 64
 
-MaskKind: TypeAlias = Literal["random", "mixed"]
+# Masks where nothing says what they should be.
+DEFAULT_MASKS = ("random", 0.95)
 Fill: TypeAlias = Callable[[jax.Array, jax.Array], Any]
 
 
@@ -87,17 +91,14 @@ class Settings:
     """Folder for rows.csv, summary.json, table.md and plots; a run in it is resumed."""
     split: str | None = None
     """Split of a prepared data set, by default train."""
-    networks: tuple[str, ...] = pretrained.NAMES
-    """Shipped networks to evaluate."""
-    params: tuple[Path, ...] = ()
-    """Safetensors files of parameters to evaluate instead of the shipped networks; where several
-    have the same name, that of their folder stands for them."""
-    mask: MaskKind = "random"
-    """Masks for --params; a shipped network's name says which it is meant for."""
-    sparsity: tuple[float, ...] = (0.95,)
-    """Sparsities for --params and for the network "mixed"."""
-    interpolations: tuple[Interpolation, ...] = ("nearest", "linear", "clough-tocher")
-    """Interpolations to compare with, on the networks' masks and with all phases."""
+    decoders: tuple[str, ...] = (*pretrained.NAMES, "nearest", "linear", "clough-tocher")
+    """What to evaluate: shipped networks, interpolations (with all phases alone), and paths of
+    .safetensors files; where several have the same name, that of their folder stands for them."""
+    mask: tuple[str, ...] = ()
+    """Policies that the masks are made by, such as random, mixed and contrast; by default those
+    that each network was trained for."""
+    sparsity: tuple[float, ...] = ()
+    """Shares of bins that are hidden; by default the highest that each network was trained for."""
     keep_observed: Literal["yes", "no", "both"] = "both"
     """Put the kept bins back into a network's output; an interpolation has them anyway."""
     phases: tuple[Phases, ...] = PHASES
@@ -133,7 +134,7 @@ class Method(NamedTuple):
     """
 
     name: str
-    mask: MaskKind | None
+    mask: str | None
     sparsity: float
     keep_observed: tuple[bool, ...]
     phases: tuple[Phases, ...]
@@ -211,77 +212,73 @@ def _check(settings: Settings) -> None:
     for name in ("limit", "batch", "n_samples", "workers", "griffin_lim_iterations"):
         if (value := getattr(settings, name)) is not None and value < 1:
             raise SettingsError(f"{name} must be at least 1")
-    for name in ("seeds", "phases", "networks", "sparsity", "interpolations", "params"):
+    for name in ("seeds", "phases", "decoders", "mask", "sparsity"):
         values = getattr(settings, name)
-        if len(set(values)) < len(values) or not (values or name in ("interpolations", "params")):
+        if len(set(values)) < len(values) or not (values or name in ("mask", "sparsity")):
             raise SettingsError(f"{name} needs at least one value, each of them once")
-    if len(set(names := params_names(settings.params))) < len(names):
-        raise SettingsError("params need different names, or folders with different names")
+    for name in settings.mask:
+        if name not in POLICIES:
+            raise SettingsError(f"no policy is named {name!r}; there are {', '.join(POLICIES)}")
+    if len(set(names := decoder_names(settings.decoders))) < len(names):
+        raise SettingsError("decoders need different names, or folders with different names")
 
 
 def make_methods(settings: Settings) -> list[Method]:
-    """The ceiling, each network with the masks that it is meant for, and what to compare with."""
+    """The ceiling, each network with the masks that it is for, and what to compare with.
+
+    Raises:
+        JaxsparseError: If there is no such decoder.
+        OSError: If a file of weights can't be found.
+        WeightsError: If one is damaged.
+    """
     no_mask: tuple[Phases, ...] = tuple(phases for phases in settings.phases if phases != "kept")
     methods = [Method("ceiling", None, 0.0, (False,), no_mask, (0,), lambda dense, _: dense)]
     keep = {"yes": (True,), "no": (False,), "both": (False, True)}[settings.keep_observed]
-    masks: dict[tuple[MaskKind, float], None] = {}
-    for name, (apply, params, card) in load_networks(settings):
-        fill = network_fill(apply, params)
-        for mask, sparsity in purposes(settings, name):
-            masks[mask, sparsity] = None
-            more = (keep, settings.phases, settings.seeds, fill, card["sha256"])
-            methods.append(Method(name, mask, sparsity, *more))
-    all_phases: tuple[Phases, ...] = ("all",)
-    for mask, sparsity in masks:
-        for kind in settings.interpolations:
-            fill = interpolation_fill(kind)
-            methods.append(Method(kind, mask, sparsity, (True,), all_phases, settings.seeds, fill))
+    names = decoder_names(settings.decoders)
+    loaded = dict(zip(names, map(pretrained.load_decoder, settings.decoders), strict=True))
+    # In the order of their first use, each once.
+    masks: dict[tuple[str, float], None] = {}
+    for name, network in loaded.items():
+        if network.decoder.on_host:
+            continue
+        for pair in masks_of(settings, network):
+            masks[pair] = None
+            more = (keep, settings.phases, settings.seeds, fill(network), network.card.sha256)
+            methods.append(Method(name, *pair, *more))
+    # An interpolation has the kept bins anyway.
+    for pair in masks or _asked(settings):
+        for name, network in loaded.items():
+            if network.decoder.on_host:
+                more = ((True,), ("all",), settings.seeds, fill(network))
+                methods.append(Method(name, *pair, *more))
     return methods
 
 
-def load_networks(settings: Settings) -> Iterator[tuple[str, pretrained.Pretrained]]:
-    """The networks to evaluate, each with its name.
-
-    Raises:
-        OSError: If one can't be found.
-        WeightsError: If one is damaged.
-    """
-    if not settings.params:
-        yield from ((name, pretrained.load_pretrained(name)) for name in settings.networks)
-    for name, path in zip(params_names(settings.params), settings.params, strict=True):
-        yield name, pretrained.load_weights(path)
-
-
-def params_names(paths: Sequence[Path]) -> list[str]:
-    """The files' names without ending, or those of their folders where these are not enough."""
-    names = [path.stem for path in paths]
+def decoder_names(decoders: Sequence[str]) -> list[str]:
+    """Names, and of paths the files' names without ending, or those of their folders."""
+    names = [Path(name).stem if name not in DECODERS else name for name in decoders]
     if len(set(names)) < len(names):
-        names = [path.absolute().parent.name for path in paths]
+        paths = [(name, Path(name)) for name in decoders]
+        names = [path.absolute().parent.name if path.suffix else name for name, path in paths]
     return names
 
 
-def purposes(settings: Settings, name: str) -> list[tuple[MaskKind, float]]:
-    """Masks that a network is evaluated on: a shipped one on those that it is meant for."""
-    kind, _, percent = name.partition("-")
-    if kind == "random" and not settings.params:
-        return [("random", int(percent) / 100)]
-    mask: MaskKind = settings.mask if settings.params else "mixed"
-    return [(mask, sparsity) for sparsity in settings.sparsity]
+def masks_of(settings: Settings, network: Pretrained) -> list[tuple[str, float]]:
+    """Policies and sparsities that a network is evaluated with."""
+    card = network.card
+    masks = settings.mask or card.masks or DEFAULT_MASKS[:1]
+    sparsities = settings.sparsity or card.sparsity[-1:] or DEFAULT_MASKS[1:]
+    return list(itertools.product(masks, sparsities))
 
 
-def network_fill(apply: Callable, params: Any) -> Fill:
-    """A network as a compiled function of a batch."""
-    return jax.jit(lambda dense, observed: jax.vmap(apply, (None, 0, 0))(params, dense, observed))
+def _asked(settings: Settings) -> list[tuple[str, float]]:
+    masks = settings.mask or DEFAULT_MASKS[:1]
+    return list(itertools.product(masks, settings.sparsity or DEFAULT_MASKS[1:]))
 
 
-def interpolation_fill(kind: Interpolation) -> Fill:
-    """An interpolation of each clip, on the host."""
-
-    def fill(dense: jax.Array, observed: jax.Array) -> np.ndarray:
-        pairs = zip(*jax.device_get((dense, observed)), strict=True)
-        return np.stack([interpolate(values, mask, kind) for values, mask in pairs])
-
-    return fill
+def fill(network: Pretrained) -> Fill:
+    """A decoder as a function of a batch."""
+    return functools.partial(batched(network.decoder), network.params)
 
 
 def mask_key(seed: int, clip: str) -> jax.Array:
@@ -383,7 +380,7 @@ def _analyze(signals: jax.Array) -> tuple[jax.Array, jax.Array]:
     return spectra, jax.vmap(log_power)(spectra)
 
 
-def draw(mask: MaskKind | None, sparsity: float, dense: jax.Array, keys: jax.Array) -> jax.Array:
+def draw(mask: str | None, sparsity: float, dense: jax.Array, keys: jax.Array) -> jax.Array:
     """Masks [B, F, T] of the exact count for spectrograms [B, F, T] and keys [B]."""
     if mask is None:
         return jnp.ones(dense.shape, bool)
@@ -391,10 +388,8 @@ def draw(mask: MaskKind | None, sparsity: float, dense: jax.Array, keys: jax.Arr
 
 
 @jax.jit(static_argnums=0)
-def _draw(mask: MaskKind, dense: jax.Array, keys: jax.Array, count: jax.Array) -> jax.Array:
-    if mask == "mixed":
-        return jax.vmap(lambda key, x: mixed_mask(key, x, count))(keys, dense)
-    return jax.vmap(lambda key: random_mask(key, dense.shape[1:], count))(keys)
+def _draw(mask: str, dense: jax.Array, keys: jax.Array, count: jax.Array) -> jax.Array:
+    return jax.vmap(lambda key, x: POLICIES[mask](key, x, count))(keys, dense)
 
 
 @functools.lru_cache
@@ -404,19 +399,18 @@ def make_synthesis(phases: tuple[Phases, ...], n_samples: int, n_iterations: int
     def sound(kind: Phases, estimate, angle, given, key):
         if kind not in ("kept", "none"):
             return to_waveform(estimate, jnp.where(given, angle, 0), CONFIG, length=n_samples)
-        magnitude = db_to_amplitude(estimate)
         return griffin_lim(
-            magnitude,
+            db_to_amplitude(estimate),
             CONFIG,
             length=n_samples,
             n_iterations=n_iterations,
             key=key,
-            known=magnitude * jnp.exp(1j * angle),
+            known=to_spectrum(estimate, angle),
             known_mask=given,
         )
 
     def one(spectrum, dense, observed, estimate, key, keep):
-        estimate = jnp.where(observed & keep, dense, estimate)
+        estimate = put_back(estimate, dense, observed & keep)
         error = mse(reference=dense[None], estimate=estimate[None])[0]
         angle, key = jnp.angle(spectrum), jax.random.fold_in(key, 1)
         given = {kind: _given(kind, dense, observed) for kind in phases}
@@ -511,10 +505,6 @@ def _identity(
     """What decides on the rows' values, as JSON."""
     names = "\n".join(clip.name for clip in clips)
     values = {k: v for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
-    # As when there was but one of each.
-    for name in ("params", "sparsity"):
-        if len(values[name]) < 2:
-            values[name] = values[name][0] if values[name] else None
     return _jsonable(values) | {
         "clips": hashlib.sha256(os.fsencode(names)).hexdigest(),
         "weights": {method.name: method.weights for method in methods if method.weights},

@@ -10,8 +10,10 @@ import numpy as np
 
 from eval.rows import Row
 from jaxsparse.audio import atomic_write
+from jaxsparse.decoders import DECODERS
 from jaxsparse.errors import one_line
 from jaxsparse.metrics import Metric
+from jaxsparse.pretrained import NAMES
 
 Phases: TypeAlias = Literal["all", "75", "70", "65", "60", "kept", "none"]
 PHASES: tuple[Phases, ...] = ("all", "75", "70", "65", "60", "kept", "none")
@@ -167,7 +169,9 @@ def _percent(share: float | None) -> str:
 
 def _thesis(group: Row) -> str:
     """What the thesis has of the networks for random masks."""
-    is_thesis = group["method"].startswith("random-") and not group["keep_observed"]
+    is_thesis = (
+        group["method"] in NAMES and group["mask"] == "random" and not group["keep_observed"]
+    )
     known = THESIS.get(group["sparsity"], {}) if is_thesis else {}
     return ", ".join(f"{name.upper()} {value}" for name, value in known.items())
 
@@ -233,8 +237,9 @@ def _plot_phases(groups: Sequence[Row], metric: str, path: Path) -> None:
 
 
 def _label(group: Row) -> str:
-    kind = "network" if group["method"].startswith(("random-", "mixed")) else group["method"]
-    put_back = ", kept bins put back" if kind == "network" and group["keep_observed"] else ""
+    # Those that ship are one for each of several masks.
+    kind = "network" if group["method"] in NAMES else group["method"]
+    put_back = ", kept bins put back" * (group["keep_observed"] and group["method"] not in DECODERS)
     return f"{kind}, {group['mask']} masks{put_back}"
 
 

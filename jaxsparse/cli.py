@@ -75,13 +75,13 @@ def _compress(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             value_step_db=arguments.value_step,
             phase_bits=arguments.phase_bits,
-            network=arguments.network,
+            decoder=arguments.decoder,
         )
-        network, fits = stream.choose_network(settings)
+        decoder, fits = stream.choose_decoder(settings)
     if not fits:
         _step(
             f"no network was trained for {settings.mask} masks of sparsity {settings.sparsity}, "
-            f"taking the nearest one, {network}"
+            f"taking the nearest one, {decoder}"
         )
     with _blaming(arguments.input), _progress("compressing") as progress:
         data = stream.compress(samples, sample_rate, settings, progress=progress)
@@ -107,8 +107,9 @@ def _decompress(arguments: argparse.Namespace) -> None:
             from jaxsparse import audio
             from jaxsparse.codec import stream
 
+        decoder = arguments.decoder and stream.load_decoder(arguments.decoder)
         with _progress("decompressing") as progress:
-            samples, sample_rate = stream.decompress(data, progress=progress)
+            samples, sample_rate = stream.decompress(data, decoder=decoder, progress=progress)
     with _blaming(arguments.output):
         audio.write_wav(_place(arguments.output), samples, sample_rate)
 
@@ -400,10 +401,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     compress.add_argument(
         "--mask",
-        choices=("mixed", "random"),
         default="mixed",
-        help="which bins are stored: the loudest ones and as many at random (mixed, the default), "
-        "or all at random, of which a seed is all that the file needs (random)",
+        metavar="POLICY",
+        help="which bins are stored: the loudest ones and as many at random (mixed, the default); "
+        "all at random, of which a seed is all that the file needs (random); the loudest ones "
+        "alone (loudest); or those that stand out of their frame, half of the bins (contrast) or "
+        "70 %% (contrast-70), and the others at random",
     )
     compress.add_argument(
         "--phases",
@@ -431,10 +434,13 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, metavar="N", help="of the random bins (default: 0)"
     )
     compress.add_argument(
+        "--decoder",
         "--network",
         default=None,
-        metavar="NAME",
-        help="network that the decoder uses (default: the one for the mask and the sparsity)",
+        metavar="NAME|PATH",
+        help="what fills in the rest: a network that comes with the package, an interpolation "
+        "(nearest, linear, clough-tocher), or the .safetensors file of one's own network, which "
+        "decompress needs too (default: the network for the mask and the sparsity)",
     )
     _add_json(compress)
 
@@ -444,6 +450,14 @@ def _parser() -> argparse.ArgumentParser:
         ".jsac to 16-bit WAV, of the original sample rate, channels and length",
     )
     _add_files(decompress, ".jsac file to read", "WAV file to write", "OUT.wav")
+    decompress.add_argument(
+        "--decoder",
+        "--network",
+        default=None,
+        metavar="PATH",
+        help=".safetensors file of the network that the file was made for, where that is not one "
+        "that comes with the package",
+    )
 
     info = command("info", _info, "what is in a .jsac file, and where its bits go; decodes nothing")
     info.add_argument(

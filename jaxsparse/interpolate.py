@@ -1,8 +1,10 @@
 """Interpolation between the kept bins, by SciPy: what a network has to beat."""
 
 import functools
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator
@@ -10,8 +12,61 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial import Delaunay, QhullError
 from threadpoolctl import ThreadpoolController
 
+from jaxsparse.contracts import Decoder, Params
+from jaxsparse.types import HardMask, Mask, PRNGKey, Spectrogram
+
 Interpolation = Literal["nearest", "linear", "clough-tocher"]
 _PIECEWISE = {"linear": LinearNDInterpolator, "clough-tocher": CloughTocher2DInterpolator}
+
+
+@dataclass(frozen=True)
+class _InterpolationConfig:
+    """Config of an interpolation as a `Decoder`: it has neither settings nor parameters.
+
+    Where nothing is kept, it fills in zeros.
+    """
+
+    method: ClassVar[Interpolation]
+
+    def build(self) -> Decoder:
+        """Builds the decoder, which runs on the host."""
+        return _build(self)
+
+
+class Nearest(_InterpolationConfig):
+    """The nearest kept bin."""
+
+    method = "nearest"
+
+
+class Linear(_InterpolationConfig):
+    """Linear interpolation over Delaunay triangles."""
+
+    method = "linear"
+
+
+class CloughTocher(_InterpolationConfig):
+    """Clough-Tocher's cubic interpolation over Delaunay triangles."""
+
+    method = "clough-tocher"
+
+
+@functools.lru_cache
+def _build(config: _InterpolationConfig) -> Decoder:
+    def init(key: PRNGKey) -> Params:
+        return {}
+
+    def apply(
+        params: Params, spectrogram: Spectrogram, mask: Mask, valid: HardMask | None = None
+    ) -> Spectrogram:
+        if mask.dtype != jnp.bool_:
+            raise TypeError("interpolation needs a hard mask")
+        kept = np.asarray(mask if valid is None else mask & valid)
+        if not kept.any():
+            return jnp.zeros(kept.shape)
+        return jnp.asarray(interpolate(np.asarray(spectrogram), kept, config.method))
+
+    return Decoder(config, init, apply, halo=None, on_host=True)
 
 
 def interpolate(

@@ -9,7 +9,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, UInt, UInt8
 
-from jaxsparse.types import HardMask, PRNGKey, Spectrogram
+from jaxsparse.types import PRNGKey
 
 
 def count_observed(shape: tuple[int, ...], sparsity: float | str | Fraction) -> int:
@@ -90,32 +90,6 @@ def project_to_count(
     sign = jnp.uint32(1 << 31)
     ranks = jnp.where(bits > sign, ~bits, bits | sign)
     return project_ranks(jnp.where(jnp.isnan(scores), jnp.uint32(0), ranks), count)
-
-
-def loudest_mask(spectrogram: Spectrogram, count: int | Int[Array, ""]) -> HardMask:
-    """Keeps the `count` loudest bins of a spectrogram in dB, F by T; see `project_to_count`."""
-    return project_to_count(spectrogram, count)
-
-
-def mixed_mask(key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, ""]) -> HardMask:
-    """Keeps the ``floor(count / 2)`` loudest bins and draws the others from the rest, uniformly.
-
-    The loud half carries what is heard, the random half tells the network where the floor is.
-
-    Args:
-        key: Of the draw.
-        spectrogram: dB, F by T.
-        count: Number of ones, from 0 to F T.
-
-    Returns:
-        A mask, F by T, with exactly `count` ones.
-
-    Raises:
-        ValueError: If `count` is not in that range; a traced one is not checked.
-    """
-    check_count(count, spectrogram.size)
-    loudest = loudest_mask(spectrogram, count // 2)
-    return loudest | random_mask(key, spectrogram.shape, count - count // 2, within=~loudest)
 
 
 def pack_mask(mask: Bool[Array, "*shape"]) -> UInt8[Array, " W"]:

@@ -2,21 +2,21 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxsparse import losses
 from jaxsparse._scoring import PESQ
+from jaxsparse.contracts import Decoder, Params
 from jaxsparse.masks import unpack_mask
 from jaxsparse.metrics import ScorePool
 from jaxsparse.metrics.surrogate import fingerprint, pesq_surrogate
-from jaxsparse.nn.network import Apply, Params
-from jaxsparse.reconstruct import reconstruct_spectrogram, to_waveform
+from jaxsparse.reconstruct import put_back, then, to_waveform
 from jaxsparse.search.base import HostObjective, chunk_size
 from jaxsparse.stft import STFTConfig
 from jaxsparse.types import SAMPLE_RATE, Mask, Spectrogram
@@ -27,38 +27,111 @@ MAX_PENDING = 64
 _MAX_CHUNK = 16
 
 
+class Problem(NamedTuple):
+    """A clip and a decoder's parameters; without its sound where only the spectrogram counts."""
+
+    params: Params
+    spectrogram: Spectrogram
+    phase: Float[Array, "F T"] | None = None
+    waveform: Float[Array, " N"] | None = None
+
+
+Measure: TypeAlias = Callable[[Spectrogram, Mask, Problem], tuple[Any, Any]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DeviceObjective:
+    """An objective ``mask -> (loss, aux)`` that can be traced; its arrays are leaves of a tree."""
+
+    problem: Problem
+    decoder: Decoder = field(metadata={"static": True})
+    measure: Measure = field(metadata={"static": True})
+    """From the completed spectrogram, the mask and the problem to loss and aux."""
+
+    def __call__(self, mask: Mask) -> tuple[Array, Any]:
+        """Evaluates a mask [F, T], hard or soft."""
+        completed = self.decoder.apply(self.problem.params, self.problem.spectrogram, mask)
+        return self.measure(completed, mask, self.problem)
+
+    @property
+    def identity(self) -> str:
+        """What a search's checkpoints know it by."""
+        return f"{self.measure} {self.decoder.config}"
+
+
+@dataclass(frozen=True)
+class _MSE:
+    keep_observed: bool
+
+    def __call__(self, completed: Spectrogram, mask: Mask, problem: Problem) -> tuple[Array, None]:
+        return _error(completed, mask, problem, self.keep_observed)[0], None
+
+
+@dataclass(frozen=True)
+class _Surrogate:
+    band: Literal["wb", "nb"]
+    keep_observed: bool
+    config: STFTConfig
+    calibration: str = field(default_factory=fingerprint)
+
+    def __call__(
+        self, completed: Spectrogram, mask: Mask, problem: Problem
+    ) -> tuple[Array, dict[str, Array]]:
+        error, sound = _Sound(self.keep_observed, self.config)(completed, mask, problem)
+        assert problem.waveform is not None
+        scores = pesq_surrogate(
+            reference=problem.waveform[None],
+            estimate=sound[None],
+            sample_rate=SAMPLE_RATE,
+            band=self.band,
+        )
+        return -scores[0], {"mse": error}
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """MSE and sound."""
+
+    keep_observed: bool
+    config: STFTConfig
+
+    def __call__(self, completed: Spectrogram, mask: Mask, problem: Problem) -> tuple[Array, Array]:
+        error, estimate = _error(completed, mask, problem, self.keep_observed)
+        assert problem.phase is not None and problem.waveform is not None
+        n_samples = problem.waveform.shape[0]
+        return error, to_waveform(estimate, problem.phase, self.config, length=n_samples)
+
+
+def _error(
+    completed: Spectrogram, mask: Mask, problem: Problem, keep_observed: bool
+) -> tuple[Array, Spectrogram]:
+    """MSE, and the spectrogram that it is of."""
+    reference = problem.spectrogram
+    estimate = put_back(completed, reference, mask) if keep_observed else completed
+    return losses.mse(reference=reference[None], estimate=estimate[None])[0], estimate
+
+
 def mse_objective(
-    apply: Apply, params: Params, spectrogram: Spectrogram, *, keep_observed: bool = True
-) -> Partial:
+    decoder: Decoder, params: Params, spectrogram: Spectrogram, *, keep_observed: bool = True
+) -> DeviceObjective | HostObjective:
     """Mean squared error of the completed spectrogram in dB^2 (thesis, eq. 3.5).
 
     Args:
-        apply: The network; the same function object, so that nothing is compiled twice.
+        decoder: What fills in the hidden bins.
         params: Its parameters.
         spectrogram: The clip in dB, F by T.
         keep_observed: See `reconstruct_spectrogram`; the thesis searches without.
 
     Returns:
-        ``mask -> (loss, None)`` for masks [F, T], hard or soft.
+        ``mask -> (loss, None)`` for masks [F, T], hard or soft; a `HostObjective` where the
+        decoder runs on the host.
     """
-    return Partial(_mse(apply, keep_observed), params, spectrogram)
-
-
-@functools.lru_cache
-def _mse(apply: Apply, keep_observed: bool) -> Callable[..., tuple[Array, None]]:
-    def objective(params: Params, spectrogram: Spectrogram, mask: Mask) -> tuple[Array, None]:
-        estimate = reconstruct_spectrogram(
-            apply, params, spectrogram, mask, keep_observed=keep_observed
-        )
-        return losses.mse(reference=spectrogram[None], estimate=estimate[None])[0], None
-
-    # Its name tells checkpoints which of them it is.
-    objective.__qualname__ = f"mse_objective(keep_observed={keep_observed})"
-    return objective
+    return _make(decoder, _MSE(keep_observed), Problem(params, spectrogram))
 
 
 def surrogate_objective(
-    apply: Apply,
+    decoder: Decoder,
     params: Params,
     spectrogram: Spectrogram,
     phase: Float[Array, "F T"],
@@ -67,14 +140,14 @@ def surrogate_objective(
     band: Literal["wb", "nb"] = "wb",
     keep_observed: bool = True,
     config: STFTConfig = STFTConfig(),
-) -> Partial:
+) -> DeviceObjective | HostObjective:
     """Negative surrogate of PESQ of the sound that comes back, on the device.
 
     Unlike `pesq_objective` it can be traced, so that a search is one compiled call, and has a
     gradient in soft masks. Its values are not PESQ: a mask that it finds is scored by `pesq`.
 
     Args:
-        apply: The network; the same function object, so that nothing is compiled twice.
+        decoder: What fills in the hidden bins.
         params: Its parameters.
         spectrogram: The clip in dB, F by T.
         phase: Radians, F by T.
@@ -84,38 +157,43 @@ def surrogate_objective(
         config: Settings of the inverse transform.
 
     Returns:
-        ``mask -> (loss, {"mse": dB^2})`` for masks [F, T], hard or soft. The loss is NaN where
-        the sound is not finite.
+        ``mask -> (loss, {"mse": dB^2})`` for masks [F, T], hard or soft; a `HostObjective` where
+        the decoder runs on the host. The loss is NaN where the sound is not finite.
     """
-    objective = _surrogate(apply, band, keep_observed, config)
-    return Partial(objective, params, spectrogram, phase, jnp.asarray(waveform, jnp.float32))
+    problem = Problem(params, spectrogram, phase, jnp.asarray(waveform, jnp.float32))
+    return _make(decoder, _Surrogate(band, keep_observed, config), problem)
+
+
+def _make(decoder: Decoder, measure: Measure, problem: Problem) -> DeviceObjective | HostObjective:
+    if not decoder.on_host:
+        return DeviceObjective(problem, decoder, measure)
+
+    def score(bits: Any) -> tuple[np.ndarray, Any]:
+        scored = [_run(decoder, measure)(problem, packed) for packed in np.asarray(bits)]
+        loss, aux = jax.tree.map(lambda *each: np.stack(each), *jax.device_get(scored))
+        return loss, aux
+
+    return HostObjective(score, (f"{measure} {decoder.config}", problem))
 
 
 @functools.lru_cache
-def _surrogate(
-    apply: Apply, band: Literal["wb", "nb"], keep_observed: bool, config: STFTConfig
-) -> Callable[..., tuple[Array, dict[str, Array]]]:
-    def objective(
-        params: Params, spectrogram: Spectrogram, phase: Array, waveform: Array, mask: Mask
-    ) -> tuple[Array, dict[str, Array]]:
-        estimate = reconstruct_spectrogram(
-            apply, params, spectrogram, mask, keep_observed=keep_observed
-        )
-        error = losses.mse(reference=spectrogram[None], estimate=estimate[None])[0]
-        sound = to_waveform(estimate, phase, config, length=waveform.shape[0])
-        scores = pesq_surrogate(
-            reference=waveform[None], estimate=sound[None], sample_rate=SAMPLE_RATE, band=band
-        )
-        return -scores[0], {"mse": error}
+def _run(decoder: Decoder, measure: Measure) -> Callable[[Problem, Array], tuple[Any, Any]]:
+    """Measures what a decoder makes of a packed mask."""
 
-    # Its name tells checkpoints which of them it is.
-    about = f"{band} {fingerprint()}, keep_observed={keep_observed}, {config}"
-    objective.__qualname__ = f"surrogate_objective({about})"
-    return objective
+    def finish(completed: Array, dense: Array, mask: Array, valid: None, problem: Problem) -> Any:
+        return measure(completed, mask, problem)
+
+    evaluate = then(decoder, finish)
+
+    def run(problem: Problem, bits: Array) -> tuple[Any, Any]:
+        mask = unpack_mask(jnp.asarray(bits), problem.spectrogram.shape)
+        return evaluate(problem.params, problem.spectrogram, mask, None, problem)
+
+    return run
 
 
 def pesq_objective(
-    apply: Apply,
+    decoder: Decoder,
     params: Params,
     spectrogram: Spectrogram,
     phase: Float[Array, "F T"],
@@ -132,7 +210,7 @@ def pesq_objective(
     While the pool scores one chunk of the population, the device makes the sound of the next.
 
     Args:
-        apply: The network; the same function object, so that nothing is compiled twice.
+        decoder: What fills in the hidden bins.
         params: Its parameters.
         spectrogram: The clip in dB, F by T.
         phase: Radians, F by T.
@@ -148,27 +226,24 @@ def pesq_objective(
         An objective with the losses and, as aux, ``{"mse": dB^2}``. Where PESQ has no score, the
         loss is NaN.
     """
-    reference = np.asarray(waveform)
-    synthesize = _synthesis(apply, keep_observed, config, len(reference))
-    metric = PESQ[band]
-    completion = mse_objective(apply, params, spectrogram, keep_observed=keep_observed)
-    # Sound takes about as much as the spectrogram that it is made of.
-    chunk = min(max(chunk_size(completion, spectrogram.shape, chunk_bytes) // 2, 1), _MAX_CHUNK)
+    reference, metric = np.asarray(waveform), PESQ[band]
+    problem = Problem(params, spectrogram, phase, jnp.asarray(reference, jnp.float32))
+    synthesize = _synthesis(decoder, _Sound(keep_observed, config))
+    chunk = _chunk(decoder, problem, keep_observed, chunk_bytes)
 
     def score(bits: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         # Padded, so that the last chunk compiles nothing anew.
         n = len(bits)
         padded = np.pad(np.asarray(bits), ((0, -n % chunk), (0, 0)))
         made = [
-            synthesize(params, spectrogram, phase, padded[start : start + chunk])
+            synthesize(problem, padded[start : start + chunk])
             for start in range(0, min(chunk, n), chunk)
         ]
         errors, futures = [], []
         for start in range(0, n, chunk):
             error, sounds = made.pop()
             if (following := start + chunk) < n:
-                rest = padded[following : following + chunk]
-                made.append(synthesize(params, spectrogram, phase, rest))
+                made.append(synthesize(problem, padded[following : following + chunk]))
             errors.append(np.asarray(error))
             futures += [
                 pool.submit(metric, reference=reference, estimate=sound, sample_rate=SAMPLE_RATE)
@@ -179,26 +254,30 @@ def pesq_objective(
         scores = np.array([future.result().value for future in futures])
         return -scores, {"mse": np.concatenate(errors)[:n]}
 
-    about = f"{metric}, keep_observed={keep_observed}, {config}"
+    about = f"{metric}, keep_observed={keep_observed}, {config} {decoder.config}"
     return HostObjective(score, (about, params, spectrogram, phase, reference))
 
 
+def _chunk(decoder: Decoder, problem: Problem, keep_observed: bool, chunk_bytes: int | None) -> int:
+    """How many masks are made sound of together."""
+    if decoder.on_host:
+        return 1
+    completion = DeviceObjective(problem, decoder, _MSE(keep_observed))
+    # Sound takes about as much as the spectrogram that it is made of.
+    fitting = chunk_size(completion, problem.spectrogram.shape, chunk_bytes) // 2
+    return min(max(fitting, 1), _MAX_CHUNK)
+
+
 @functools.lru_cache
-def _synthesis(apply: Apply, keep_observed: bool, config: STFTConfig, length: int) -> Callable:
-    """MSE and sound of packed masks."""
+def _synthesis(decoder: Decoder, sound: _Sound) -> Callable[[Problem, Any], tuple[Any, Any]]:
+    """MSE and sound of a chunk of packed masks."""
+    run = _run(decoder, sound)
+    if not decoder.on_host:
+        return jax.jit(jax.vmap(run, (None, 0)))
 
-    @jax.jit
-    def synthesize(
-        params: Params, spectrogram: Array, phase: Array, bits: Array
-    ) -> tuple[Array, Array]:
-        def one(packed: Array) -> tuple[Array, Array]:
-            mask = unpack_mask(packed, spectrogram.shape)
-            estimate = reconstruct_spectrogram(
-                apply, params, spectrogram, mask, keep_observed=keep_observed
-            )
-            error = losses.mse(reference=spectrogram[None], estimate=estimate[None])[0]
-            return error, to_waveform(estimate, phase, config, length=length)
-
-        return jax.vmap(one)(bits)
+    def synthesize(problem: Problem, chunk: Any) -> tuple[Any, Any]:
+        made = [run(problem, packed) for packed in chunk]
+        error, sounds = jax.tree.map(lambda *each: np.stack(each), *jax.device_get(made))
+        return error, sounds
 
     return synthesize

@@ -1,68 +1,132 @@
-"""Trained networks: the ones that ship with the package, and files of one's own.
+"""Trained decoders: the networks that ship with the package, and files of one's own.
 
-A network is a ``.safetensors`` file, whose metadata hold the architecture, beside a ``.json``
-card: data, licence, command, time, losses, and the SHA-256 of the weights.
+A network is a ``.safetensors`` file, whose metadata hold the decoder's name and config, beside a
+``.json`` card: the masks that it is for, data, licence, command, time, losses, and the SHA-256 of
+the weights.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
 from jaxsparse.audio import atomic_write
+from jaxsparse.contracts import Decoder, DecoderConfig, Params
+from jaxsparse.decoders import DECODERS, name_of
 from jaxsparse.errors import JaxsparseError, one_line
-from jaxsparse.nn.network import Apply, Params, SparseCNNConfig, sparse_cnn
-from jaxsparse.nn.sparse_conv import Normalization
 from jaxsparse.strict_json import parse_object
 
 NAMES = ("random-80", "random-85", "random-90", "random-95", "mixed")
+"""Networks that ship with the package."""
 
-# How a gradient is computed is no part of the network.
-_SETTINGS = tuple(
-    field.name for field in dataclasses.fields(SparseCNNConfig) if field.name != "kernel_gradient"
-)
-# Far beyond any network that runs: what a file asks for is built only within these.
-_MAX_LAYERS, _MAX_KERNEL, _MAX_FEATURES = 64, 99, 1024
-_RANGES = {
-    "eps": (1e-30, 1e6),
-    "input_offset": (-1e6, 1e6),
-    "input_scale": (1e-6, 1e6),
-}
+# Of files that name no decoder, from when there was but one.
+_FIRST_DECODER = "sparse-cnn"
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16)}
+# Of decoders that have none.
+_NO_WEIGHTS = "0" * 64
 
 
 class WeightsError(JaxsparseError):
     """A file of weights that is damaged or not one of ours."""
 
 
-class Pretrained(NamedTuple):
-    """A trained network: `apply`, its parameters and its card.
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What is known of a trained decoder.
 
-    The card is what was saved with it, with ``sha256``, ``halo`` and ``network``, its settings.
+    Attributes:
+        sha256: Of the file of weights; zeros where a decoder has none.
+        masks: Policies that it was trained for, names of `jaxsparse.policies.POLICIES`; empty
+            where it is for any.
+        sparsity: The sparsity that it was trained for, or both ends of a range; empty as above.
+        about: All else that was saved: data, licence, command, time, losses.
     """
 
-    apply: Apply
+    sha256: str
+    masks: tuple[str, ...] = ()
+    sparsity: tuple[float, ...] = ()
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def is_for(self, mask: str) -> bool:
+        """Whether it was trained for masks of a policy."""
+        return not self.masks or mask in self.masks
+
+    def distance(self, sparsity: str | float) -> Fraction:
+        """Returns how far a sparsity is from the nearest one that it was trained for."""
+        if not self.sparsity:
+            return Fraction(0)
+        wanted = Fraction(str(sparsity))
+        low, high = (Fraction(str(end)) for end in (min(self.sparsity), max(self.sparsity)))
+        return max(low - wanted, wanted - high, Fraction(0))
+
+
+class Pretrained(NamedTuple):
+    """A decoder with its parameters and what is known of it."""
+
+    decoder: Decoder
     params: Params
-    card: dict[str, Any]
+    card: Card
+
+
+def load_decoder(name: str | os.PathLike[str]) -> Pretrained:
+    """Loads a decoder by name or path.
+
+    Args:
+        name: A network that ships with the package (one of `NAMES`), a decoder of `DECODERS` that
+            has no parameters, such as ``linear``, or the path of a ``.safetensors`` file.
+
+    Raises:
+        FileNotFoundError: If the file or its card is missing.
+        JaxsparseError: If there is no such decoder.
+        WeightsError: If a file is damaged.
+    """
+    text = os.fspath(name)
+    if text.endswith(".safetensors"):
+        return load_weights(text)
+    if text in NAMES or text not in DECODERS:
+        return load_pretrained(text)
+    decoder = DECODERS[text]().build()
+    if jax.tree.leaves(jax.eval_shape(decoder.init, jax.random.key(0))):
+        raise JaxsparseError(f"{text} has to be trained: give the .safetensors file of its weights")
+    return Pretrained(decoder, {}, Card(_NO_WEIGHTS))
+
+
+def choose_pretrained(mask: str, sparsity: str | float) -> tuple[str, bool]:
+    """Chooses the shipped network for some masks.
+
+    Args:
+        mask: Name of a policy.
+        sparsity: Share of bins that are hidden.
+
+    Returns:
+        Its name, and whether it was trained for such masks: False where the nearest one has to do.
+        For a policy that none was trained for, that is the one for mixed masks.
+    """
+    cards = {name: _read_card(_shipped(name)) for name in NAMES}
+    fitting = [name for name in NAMES if cards[name].is_for(mask)]
+    candidates = fitting or [name for name in NAMES if cards[name].is_for("mixed")]
+    best = min(candidates, key=lambda name: cards[name].distance(sparsity))
+    return best, bool(fitting) and not cards[best].distance(sparsity)
 
 
 def load_pretrained(name: str) -> Pretrained:
     """Loads a network that ships with the package.
 
     Args:
-        name: One of `NAMES`: trained for random masks of 80 to 95 % sparsity, or for mixed masks
-            of any sparsity in that range.
+        name: One of `NAMES`.
 
     Raises:
         JaxsparseError: If there is no such network.
@@ -70,8 +134,12 @@ def load_pretrained(name: str) -> Pretrained:
     """
     if name not in NAMES:
         raise JaxsparseError(f"no network is named {name!r}; there are {', '.join(NAMES)}")
-    with resources.as_file(resources.files("jaxsparse") / "weights") as directory:
-        return load_weights(directory / f"{name}.safetensors")
+    return load_weights(_shipped(name))
+
+
+def _shipped(name: str) -> Path:
+    # A wheel is installed as files.
+    return Path(str(resources.files("jaxsparse"))) / "weights" / f"{name}.safetensors"
 
 
 def load_weights(path: str | os.PathLike[str]) -> Pretrained:
@@ -79,45 +147,71 @@ def load_weights(path: str | os.PathLike[str]) -> Pretrained:
 
     Raises:
         OSError: If the file or its card can't be read.
-        WeightsError: If they are damaged, or don't belong together; if the settings are none of a
-            network of ours; or if the tensors are not those of the settings, all finite.
+        WeightsError: If they are damaged, or don't belong together; if the decoder is none of
+            `DECODERS`; or if the tensors are not those of its settings, all finite.
     """
     path = Path(path)
     data = path.read_bytes()
-    try:
-        card = parse_object(path.with_suffix(".json").read_bytes())
-        if not isinstance(card.get("sha256"), str):
-            raise ValueError("it holds no SHA-256 of the weights")
-    except ValueError as error:
-        raise WeightsError(f"{path}: its card is damaged: {one_line(str(error))}") from error
-    if hashlib.sha256(data).hexdigest() != card["sha256"]:
+    card = _read_card(path)
+    if hashlib.sha256(data).hexdigest() != card.sha256:
         raise WeightsError(f"{path} is not the file that its card describes (SHA-256)")
     try:
         tensors = dict(safetensors.deserialize(data))
-        settings = _parse_settings(data)
-        network = sparse_cnn(SparseCNNConfig(**settings))
-        params = _check_tensors(tensors, jax.eval_shape(network.init, jax.random.key(0)))
-    except (safetensors.SafetensorError, ValueError) as error:
+        decoder = _build_decoder(data)
+        params = _check_tensors(tensors, jax.eval_shape(decoder.init, jax.random.key(0)))
+    except (safetensors.SafetensorError, msgspec.ValidationError, ValueError) as error:
         raise WeightsError(f"{path} is damaged: {one_line(str(error))}") from error
-    return Pretrained(network.apply, params, {**card, "halo": network.halo, "network": settings})
+    return Pretrained(decoder, params, card)
 
 
 def save_weights(
-    path: str | os.PathLike[str], params: Params, config: SparseCNNConfig, card: dict[str, Any]
+    path: str | os.PathLike[str],
+    params: Params,
+    config: DecoderConfig,
+    about: Mapping[str, Any],
+    *,
+    masks: Sequence[str] = (),
+    sparsity: Sequence[float] = (),
 ) -> str:
     """Writes parameters to a ``.safetensors`` file and the card to a ``.json`` beside it.
+
+    Args:
+        path: Of the weights.
+        params: Parameters.
+        config: Of the decoder, whose kind has a name in `DECODERS`.
+        about: What else the card says, as JSON.
+        masks: See `Card`.
+        sparsity: See `Card`.
 
     Returns:
         The SHA-256 of the weights' file.
     """
     path = Path(path)
-    settings = {name: getattr(config, name) for name in _SETTINGS}
-    data = safetensors.numpy.save(_flatten(params), {"config": json.dumps(settings)})
+    metadata = {"decoder": name_of(config), "config": json.dumps(saved_config(config))}
+    data = safetensors.numpy.save(_flatten(params), metadata)
     digest = hashlib.sha256(data).hexdigest()
     atomic_write(path, data)
-    text = json.dumps({**card, "sha256": digest}, indent=2) + "\n"
+    known = {"masks": list(masks), "sparsity": list(sparsity), "sha256": digest}
+    text = json.dumps({**about, **known}, indent=2) + "\n"
     atomic_write(path.with_suffix(".json"), text.encode())
     return digest
+
+
+def _read_card(path: Path) -> Card:
+    """The card of a file of weights.
+
+    Raises:
+        OSError: If it can't be read.
+        WeightsError: If it is damaged.
+    """
+    try:
+        about = parse_object(path.with_suffix(".json").read_bytes())
+        if not isinstance(about.get("sha256"), str):
+            raise ValueError("it holds no SHA-256 of the weights")
+        known = {name: about.pop(name) for name in ("sha256", "masks", "sparsity") if name in about}
+        return msgspec.convert({**known, "about": about}, Card)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise WeightsError(f"{path}: its card is damaged: {one_line(str(error))}") from error
 
 
 def _flatten(params: Params) -> dict[str, np.ndarray]:
@@ -130,50 +224,36 @@ def _name(path: tuple[str | int, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def _parse_settings(data: bytes) -> dict[str, Any]:
-    """The settings in the header of a file that safetensors has accepted.
+def _build_decoder(data: bytes) -> Decoder:
+    """The decoder that the header of a file names, which safetensors has accepted.
 
     Raises:
-        ValueError: If they are missing, or one is unknown, of a wrong type or out of range.
+        ValueError: If its name or config is missing, unknown, of a wrong type or out of range.
     """
     size = int.from_bytes(data[:8], "little")
     metadata = parse_object(data[8 : 8 + size]).get("__metadata__") or {}
+    name = metadata.get("decoder", _FIRST_DECODER)
+    if name not in DECODERS:
+        raise ValueError(f"it is of the decoder {_some([name])}; there are {', '.join(DECODERS)}")
     if "config" not in metadata:
         raise ValueError("it holds no settings of a network")
-    settings = parse_object(metadata["config"])
-    if missing := set(_SETTINGS) - settings.keys():
+    settings, known = parse_object(metadata["config"]), set(_saved_fields(DECODERS[name]))
+    if missing := known - settings.keys():
         raise ValueError(f"its settings lack {_some(missing)}")
-    if unknown := settings.keys() - set(_SETTINGS):
+    if unknown := settings.keys() - known:
         raise ValueError(f"its settings have unknown fields: {_some(unknown)}")
-    _check_settings(settings)
-    settings["kernel_sizes"] = tuple(settings["kernel_sizes"])
-    return settings | {name: float(settings[name]) for name in _RANGES}
+    return msgspec.convert(settings, DECODERS[name]).build()
 
 
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Checks types and ranges, before anything is built of these sizes.
+def _saved_fields(kind: type[DecoderConfig]) -> list[str]:
+    """All settings but those that are no part of the network: how a gradient is computed."""
+    fields: Any = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+    return [field.name for field in fields if field.metadata.get("saved", True)]
 
-    Raises:
-        ValueError: If one is of a wrong type or out of range.
-    """
-    sizes = settings["kernel_sizes"]
-    if not (
-        isinstance(sizes, list)
-        and 1 <= len(sizes) <= _MAX_LAYERS
-        and all(type(size) is int and size % 2 and 1 <= size <= _MAX_KERNEL for size in sizes)
-    ):
-        raise ValueError(
-            f"kernel_sizes must be 1 to {_MAX_LAYERS} odd numbers of at most {_MAX_KERNEL}"
-        )
-    width = settings["features"]
-    if type(width) is not int or not 1 <= width <= _MAX_FEATURES:
-        raise ValueError(f"features must be a whole number from 1 to {_MAX_FEATURES}")
-    if settings["normalization"] not in get_args(Normalization):
-        raise ValueError(f"normalization must be {' or '.join(get_args(Normalization))}")
-    for name, (low, high) in _RANGES.items():
-        # A bool is an int too, and NaN is in no range.
-        if type(settings[name]) not in (int, float) or not low <= settings[name] <= high:
-            raise ValueError(f"{name} must be a number from {low:g} to {high:g}")
+
+def saved_config(config: DecoderConfig) -> dict[str, Any]:
+    """Returns the settings that a file of weights holds."""
+    return {name: getattr(config, name) for name in _saved_fields(type(config))}
 
 
 def _check_tensors(tensors: dict[str, dict[str, Any]], expected: Params) -> Params:

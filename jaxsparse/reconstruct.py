@@ -2,25 +2,33 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from jaxsparse import losses
-from jaxsparse.nn.network import Apply, Params
+from jaxsparse.contracts import Decoder, Params
 from jaxsparse.spectrogram import db_to_amplitude
 from jaxsparse.stft import STFTConfig, istft
-from jaxsparse.types import Mask, Spectrogram, Waveform
+from jaxsparse.types import ComplexSpectrogram, HardMask, Mask, Spectrogram, Waveform
 
 # What `evaluate_masks` may take beside the masks themselves.
 CHUNK_BYTES = 1 << 30
 
 
+Finish: TypeAlias = Callable[..., Any]
+
+
+class HostDecoderError(TypeError):
+    """A decoder that runs on the host, where a function has to be traced."""
+
+
 def reconstruct_spectrogram(
-    apply: Apply,
+    decoder: Decoder,
     params: Params,
     spectrogram: Spectrogram,
     mask: Mask,
@@ -30,22 +38,93 @@ def reconstruct_spectrogram(
     """Completes a masked spectrogram.
 
     Args:
-        apply: The network.
+        decoder: What fills in the hidden bins.
         params: Its parameters.
         spectrogram: dB, F by T; only its observed bins are used.
         mask: Observed bins, hard or soft.
-        keep_observed: Puts the observed bins back, as a decoder does, which has their values:
-            ``mask * x + (1 - mask) * y``. The thesis' figures are without.
+        keep_observed: Puts the observed bins back, as a decoder does, which has their values. The
+            thesis' figures are without.
 
     Returns:
         dB, F by T.
+
+    Raises:
+        HostDecoderError: If the decoder runs on the host and this is traced.
     """
-    completed = apply(params, spectrogram, mask)
-    if not keep_observed:
-        return completed
+    completed = complete(decoder, params, spectrogram, mask)
+    return put_back(completed, spectrogram, mask) if keep_observed else completed
+
+
+def complete(
+    decoder: Decoder,
+    params: Params,
+    spectrogram: Spectrogram,
+    mask: Mask,
+    valid: HardMask | None = None,
+) -> Spectrogram:
+    """Applies a decoder, wherever it runs; see `jaxsparse.contracts.Apply`.
+
+    Raises:
+        HostDecoderError: If it runs on the host and this is traced.
+    """
+    if not decoder.on_host:
+        return decoder.apply(params, spectrogram, mask, valid)
+    given = [array for array in (spectrogram, mask, valid) if array is not None]
+    if any(isinstance(array, Tracer) for array in given):
+        raise HostDecoderError(
+            f"{decoder.config} runs on the host: it has no gradient and can't be traced"
+        )
+    return decoder.apply(params, *map(jnp.asarray, given))
+
+
+def put_back(completed: Spectrogram, spectrogram: Spectrogram, mask: Mask) -> Spectrogram:
+    """Puts observed bins back: ``mask * spectrogram + (1 - mask) * completed``."""
     if mask.dtype == jnp.bool_:
         return jnp.where(mask, spectrogram, completed)
     return mask * spectrogram + (1 - mask) * completed
+
+
+def then(decoder: Decoder, finish: Finish) -> Callable[..., Any]:
+    """Compiles a decoder together with what is done with its output.
+
+    A decoder on the host runs before a compiled `finish`. Each call compiles anew: cache by
+    decoder.
+
+    Args:
+        decoder: What fills in the hidden bins.
+        finish: ``(completed, spectrogram, mask, valid, *rest) -> anything``, traceable.
+
+    Returns:
+        ``run(params, spectrogram, mask, valid, *rest)``.
+    """
+    if decoder.on_host:
+        finish = jax.jit(finish)
+
+        def run(params: Params, spectrogram: Any, mask: Any, valid: Any, *rest: Any) -> Any:
+            completed = complete(decoder, params, spectrogram, mask, valid)
+            return finish(completed, spectrogram, mask, valid, *rest)
+
+        return run
+
+    @jax.jit
+    def compiled(params: Params, spectrogram: Any, mask: Any, valid: Any, *rest: Any) -> Any:
+        completed = decoder.apply(params, spectrogram, mask, valid)
+        return finish(completed, spectrogram, mask, valid, *rest)
+
+    return compiled
+
+
+@functools.lru_cache
+def batched(decoder: Decoder) -> Callable[[Params, Array, Array], Array]:
+    """Builds ``complete_batch(params, spectrograms, masks)``, all [B, F, T], wherever it runs."""
+    if not decoder.on_host:
+        return jax.jit(jax.vmap(decoder.apply, (None, 0, 0)))
+
+    def complete_batch(params: Params, spectrograms: Array, masks: Array) -> Array:
+        clips = zip(*jax.device_get((spectrograms, masks)), strict=True)
+        return jnp.stack([complete(decoder, params, *clip) for clip in clips])
+
+    return complete_batch
 
 
 def to_waveform(
@@ -63,11 +142,16 @@ def to_waveform(
         config: Settings of the transform.
         length: Samples of the result.
     """
-    return istft(db_to_amplitude(spectrogram) * jnp.exp(1j * phase), config, length=length)
+    return istft(to_spectrum(spectrogram, phase), config, length=length)
+
+
+def to_spectrum(spectrogram: Spectrogram, phase: Float[Array, "F T"]) -> ComplexSpectrogram:
+    """Joins levels in dB and phases in radians."""
+    return db_to_amplitude(spectrogram) * jnp.exp(1j * phase)
 
 
 def evaluate_masks(
-    apply: Apply,
+    decoder: Decoder,
     params: Params,
     spectrogram: Spectrogram,
     masks: Bool[Array, "P F T"] | Float[Array, "P F T"],
@@ -79,7 +163,7 @@ def evaluate_masks(
     """Scores many masks of one clip in one compiled call, in bounded memory.
 
     Args:
-        apply: The network; the same function object, so that nothing is compiled twice.
+        decoder: What fills in the hidden bins; one on the host takes one mask after the other.
         params: Its parameters.
         spectrogram: The clip in dB, F by T.
         masks: The population.
@@ -98,7 +182,10 @@ def evaluate_masks(
     """
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be positive, not {chunk_bytes}")
-    evaluate = _evaluation(apply, keep_observed, score or _mse)
+    score = score or _mse
+    if decoder.on_host:
+        return _evaluate_on_host(decoder, params, spectrogram, masks, keep_observed, score)
+    evaluate = _evaluation(decoder, keep_observed, score)
     per_mask = _bytes_per_mask(
         evaluate,
         jax.tree.structure(params),
@@ -114,13 +201,33 @@ def _mse(reference: Spectrogram, estimate: Spectrogram) -> Float[Array, ""]:
     return losses.mse(reference=reference[None], estimate=estimate[None])[0]
 
 
+def _evaluate_on_host(
+    decoder: Decoder,
+    params: Params,
+    spectrogram: Spectrogram,
+    masks: Array,
+    keep_observed: bool,
+    score: Callable,
+) -> Any:
+    scores = [
+        score(
+            spectrogram,
+            reconstruct_spectrogram(
+                decoder, params, spectrogram, mask, keep_observed=keep_observed
+            ),
+        )
+        for mask in masks
+    ]
+    return jax.tree.map(lambda *each: jnp.stack(each), *scores) if scores else jnp.zeros(0)
+
+
 @functools.lru_cache
-def _evaluation(apply: Apply, keep_observed: bool, score: Callable) -> Callable[..., Any]:
+def _evaluation(decoder: Decoder, keep_observed: bool, score: Callable) -> Callable[..., Any]:
     @functools.partial(jax.jit, static_argnums=3)
     def evaluate(params: Params, spectrogram: Array, masks: Array, chunk: int) -> Any:
         def one(mask: Array) -> Any:
             estimate = reconstruct_spectrogram(
-                apply, params, spectrogram, mask, keep_observed=keep_observed
+                decoder, params, spectrogram, mask, keep_observed=keep_observed
             )
             return score(spectrogram, estimate)
 

@@ -1,9 +1,12 @@
 """Slow and obvious float64 versions in NumPy, written from the formulas and not from the code."""
 
 import re
+from dataclasses import dataclass
 
 import jax
 import numpy as np
+
+from jaxsparse.contracts import Apply, Decoder
 
 
 def stft(signal, window, n_fft, hop_length, *, center, pad_mode):
@@ -108,3 +111,20 @@ class Compilations:
 
     def _listen(self, event, duration_secs, **_):
         self.count += event == self._event
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """Config of a decoder that a test makes of a function."""
+
+    apply: Apply
+    halo: int | None = None
+    on_host: bool = False
+
+    def build(self):
+        return Decoder(self, lambda key: {}, self.apply, self.halo, self.on_host)
+
+
+def decoder(apply, **settings):
+    """A decoder without parameters of its own."""
+    return MadeUp(apply, **settings).build()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
-from jaxsparse import audio, codec, masks, metrics
+from jaxsparse import audio, codec, masks, metrics, policies
 from jaxsparse.codec import container
 from jaxsparse.pretrained import load_pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
@@ -48,7 +48,7 @@ def measure() -> dict[str, Any]:
     count = masks.count_observed(db.shape, SPARSITY)
     key = jax.random.key(11)
     random = masks.random_mask(key, db.shape, count)
-    mixed = masks.mixed_mask(key, db, count)
+    mixed = policies.mixed(key, db, count)
     data = codec.compress(signal[:, None], 16_000, SETTINGS)
     restored = {
         f"{name} {kept}": _reconstruct(name, db, mask, kept == "put back")
@@ -65,7 +65,7 @@ def measure() -> dict[str, Any]:
             "count": count,
             "random mask": _digest(random),
             "mixed mask": _digest(mixed),
-            "mask of integers": _digest(masks.mixed_mask(key, _integers(), 3000)),
+            "mask of integers": _digest(policies.mixed(key, _integers(), 3000)),
             "mask part": _hash(b"".join(part[0] for part in container.unpack(data).parts)),
             "phase bitmap part": _hash(b"".join(part[2] for part in container.unpack(data).parts)),
         },
@@ -110,7 +110,7 @@ def _reconstruct(name: str, db: jax.Array, mask: jax.Array, keep_observed: bool)
     network = load_pretrained(name)
     with jax.default_matmul_precision("highest"):
         return jax.jit(reconstruct_spectrogram, static_argnums=0, static_argnames="keep_observed")(
-            network.apply, network.params, db, mask, keep_observed=keep_observed
+            network.decoder, network.params, db, mask, keep_observed=keep_observed
         )
 
 

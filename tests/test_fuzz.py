@@ -19,8 +19,8 @@ from jaxsparse import codec
 from jaxsparse.cli import main
 from jaxsparse.codec import container
 from jaxsparse.errors import ContainerError
-from jaxsparse.nn.network import SparseCNNConfig, sparse_cnn
-from jaxsparse.pretrained import Pretrained
+from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
+from jaxsparse.pretrained import Card, Pretrained
 from tests.fuzz import jsac, make
 from tests.fuzz.check import MAX_BINS, check
 
@@ -36,11 +36,10 @@ randoms = st.randoms(use_true_random=False)
 
 
 @functools.cache
-def load_untrained(name):
+def untrained():
     """A small network in the place of the one that the files name."""
     network = sparse_cnn(SparseCNNConfig(kernel_sizes=(3,), features=2))
-    card = {"sha256": SHA256, "halo": network.halo}
-    return Pretrained(network.apply, network.init(jax.random.key(1)), card)
+    return Pretrained(network, network.init(jax.random.key(1)), Card(SHA256))
 
 
 def pieces(name):
@@ -63,7 +62,7 @@ def peak_of(run, *arguments):
 def check_decompress(data):
     """Decoding gives all samples, finite, or the package's own error."""
     try:
-        samples, rate = codec.decompress(data, load=load_untrained)
+        samples, rate = codec.decompress(data, decoder=untrained())
     except ContainerError as error:
         assert str(error).isprintable()
         return False

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from jaxsparse import policies
 from jaxsparse.masks import (
     count_observed,
-    loudest_mask,
-    mixed_mask,
     project_to_count,
     random_mask,
     sparsity,
@@ -32,7 +31,7 @@ counts = st.integers(0, 42)
 # Their counts are traced.
 project = jax.jit(project_to_count)
 draw = jax.jit(random_mask, static_argnums=1)
-mix = jax.jit(mixed_mask)
+mix = jax.jit(policies.mixed)
 
 
 @pytest.mark.parametrize(("hidden", "count"), COUNTS.items())
@@ -70,7 +69,7 @@ def test_exact_counts_on_a_clip(key, hidden, count):
     spectrogram = jnp.round(40 * jax.random.normal(key, CLIP))
     masks = {
         "random": draw(key, CLIP, count),
-        "loudest": jax.jit(loudest_mask)(spectrogram, count),
+        "loudest": jax.jit(policies.loudest)(key, spectrogram, count),
         "mixed": mix(key, spectrogram, count),
         "of equals": project(jnp.zeros(CLIP), count),
     }
@@ -102,7 +101,7 @@ def test_impossible_counts_are_refused(key, count):
     with pytest.raises(ValueError, match="can't keep"):
         random_mask(key, SHAPE, count)
     with pytest.raises(ValueError, match="can't keep"):
-        mixed_mask(key, jnp.zeros(SHAPE), count)
+        policies.mixed(key, jnp.zeros(SHAPE), count)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
@@ -121,7 +120,7 @@ def test_vmap_equals_loop_where_every_count_differs(key):
     numbers = jnp.array([0, 1, 20, 41, 42])
     keys = jax.random.split(key, 5)
     masks = jax.vmap(project_to_count)(scores, numbers)
-    mixed = jax.vmap(mixed_mask)(keys, scores, numbers)
+    mixed = jax.vmap(policies.mixed)(keys, scores, numbers)
     drawn = jax.vmap(lambda k, n: random_mask(k, SHAPE, n))(keys, numbers)
     for i, count in enumerate([0, 1, 20, 41, 42]):
         np.testing.assert_array_equal(
@@ -182,7 +181,7 @@ def test_the_other_half_of_a_mixed_mask_is_uniform():
     n_draws, count = 4000, 61
     spectrogram = jax.random.normal(jax.random.key(0), (12, 25))
     keys = jax.random.split(jax.random.key(1), n_draws)
-    masks = np.asarray(jax.vmap(lambda k: mixed_mask(k, spectrogram, count))(keys))
+    masks = np.asarray(jax.vmap(lambda k: policies.mixed(k, spectrogram, count))(keys))
     loudest = reference.project_to_count(np.asarray(spectrogram), 30)
     frequencies = masks.sum(axis=0)
     assert (frequencies[loudest] == n_draws).all()
@@ -196,7 +195,7 @@ def test_no_sort_and_no_copy_for_each_entry(key):
     functions = {
         "project_to_count": lambda s: project_to_count(s, 20),
         "random_mask": lambda s: random_mask(key, s.shape, 20),
-        "mixed_mask": lambda s: mixed_mask(key, s, 20),
+        "mixed_mask": lambda s: policies.mixed(key, s, 20),
     }
     for name, function in functions.items():
         used = reference.primitives(function, jnp.zeros(SHAPE))

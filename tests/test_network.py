@@ -8,14 +8,8 @@ from flax import nnx
 from jaxtyping import TypeCheckError
 
 from jaxsparse.masks import count_observed, random_mask
-from jaxsparse.nn.network import (
-    SparseCNN,
-    SparseCNNConfig,
-    apply_in_blocks,
-    apply_padded,
-    n_parameters,
-    sparse_cnn,
-)
+from jaxsparse.nn.network import n_parameters
+from jaxsparse.nn.sparse_cnn import SparseCNN, SparseCNNConfig, sparse_cnn
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -207,23 +201,16 @@ def plain(request, narrow):
     return mask, np.asarray(completed)
 
 
-@pytest.mark.parametrize("plain", ["hard"], indirect=True)
-@pytest.mark.parametrize("bucket", [(1, 64), (41, 33)])
-def test_padded_equals_plain(narrow, plain, bucket):
+@pytest.mark.parametrize("pads", [((0, 0), (0, 31)), ((0, 7), (0, 15)), ((4, 3), (12, 3))])
+def test_padded_equals_plain(narrow, plain, pads):
     network, params = narrow
     mask, expected = plain
-    padded = apply_padded(network.apply, params, levels(), mask, bucket=bucket)
-    assert padded.shape == SHAPE
-    np.testing.assert_allclose(padded, expected, atol=DB)
-
-
-def test_padded_in_both_directions_equals_plain(narrow, plain):
-    network, params = narrow
-    mask, expected = plain
-    padded = apply_padded(
-        network.apply, params, np.asarray(levels()), np.asarray(mask), bucket=(16, 16)
-    )
-    np.testing.assert_allclose(padded, expected, atol=DB)
+    valid = jnp.pad(jnp.ones(SHAPE, bool), pads)
+    # What padding holds doesn't count.
+    around = jnp.pad(levels(), pads, constant_values=1e6), jnp.pad(mask, pads, constant_values=1)
+    padded = jax.jit(network.apply)(params, *around, valid)
+    inner = padded[pads[0][0] :, pads[1][0] :][: SHAPE[0], : SHAPE[1]]
+    np.testing.assert_allclose(inner, expected, atol=DB)
 
 
 @pytest.mark.parametrize("plain", ["hard"], indirect=True)
@@ -237,55 +224,6 @@ def test_without_validity_padding_leaks_in(narrow, plain):
     assert error[-1].max() > 1 and error[:, -1].max() > 1
     # As far as the network sees.
     assert error[: 41 - 12, : 33 - 12].max() < DB
-
-
-@pytest.mark.parametrize("plain", ["hard"], indirect=True)
-@pytest.mark.parametrize("block", [(41, 10), (64, 64)])
-def test_blocks_equal_plain(narrow, plain, block):
-    network, params = narrow
-    mask, expected = plain
-    completed = apply_in_blocks(network.apply, params, levels(), mask, halo=12, block=block)
-    assert completed.shape == SHAPE and completed.dtype == np.float32
-    np.testing.assert_allclose(completed, expected, atol=DB)
-
-
-def test_blocks_in_both_directions_equal_plain_if_their_halo_is_wide_enough(narrow, plain):
-    network, params = narrow
-    mask, expected = plain
-
-    def error(halo):
-        completed = apply_in_blocks(
-            network.apply, params, np.asarray(levels()), np.asarray(mask), halo=halo, block=(20, 15)
-        )
-        return np.abs(completed - expected).max()
-
-    assert error(network.halo) < DB
-    if mask.dtype == jnp.bool_:
-        assert error(network.halo - 4) > 10 * DB
-
-
-def test_new_sizes_compile_nothing():
-    network, params = build(SparseCNNConfig((3,), 2))
-    rng = np.random.default_rng(0)
-    clips = [
-        (rng.uniform(-80, 0, (20, n)).astype(np.float32), rng.random((20, n)) < 0.1)
-        for n in (33, 36, 40, 41, 48, 49)
-    ]
-
-    def run(clip):
-        apply_padded(network.apply, params, *clip, bucket=(16, 16))
-        apply_in_blocks(network.apply, params, *clip, halo=1, block=(8, 30))
-
-    with reference.Compilations() as first:
-        run(clips[0])
-    assert first.count == 2, "one for the bucket, one for the blocks"
-    with reference.Compilations() as others:
-        for clip in clips[1:-1]:
-            run(clip)
-    assert others.count == 0
-    with reference.Compilations() as another_bucket:
-        run(clips[-1])
-    assert another_bucket.count == 1
 
 
 @pytest.mark.parametrize("sizes", [(7, 4), (0,), (-3,), ()])

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxsparse.masks import random_mask
 from jaxsparse.nn import network
-from jaxsparse.nn.network import SparseCNN, SparseCNNConfig
+from jaxsparse.nn.sparse_cnn import SparseCNN, SparseCNNConfig
 
 CONFIG = SparseCNNConfig(kernel_sizes=(3, 3), features=2)
 SHAPE = (21, 17)

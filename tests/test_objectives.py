@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import Compilations
+from reference import Compilations, decoder
 from test_eval import voice
 
 from jaxsparse import objectives
@@ -13,7 +13,7 @@ from jaxsparse.metrics import ScorePool, reference_pesq
 from jaxsparse.metrics.surrogate import pesq_surrogate
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
 from jaxsparse.reconstruct import evaluate_masks, reconstruct_spectrogram, to_waveform
-from jaxsparse.search.base import name_of, run
+from jaxsparse.search.base import run
 from jaxsparse.search.genetic import GeneticConfig, genetic
 from jaxsparse.search.lagrangian import constant_mask
 from jaxsparse.spectrogram import log_power
@@ -35,7 +35,7 @@ def clip():
         weight = mask.astype(spectrogram.dtype)
         return params["level"] * (1 - weight) + weight * spectrogram * 0.9
 
-    return signal, spectrum, log_power(spectrum), apply, {"level": jnp.float32(-40.0)}
+    return signal, spectrum, log_power(spectrum), decoder(apply), {"level": jnp.float32(-40.0)}
 
 
 @pytest.fixture(scope="module")
@@ -53,25 +53,27 @@ def pool():
 
 @pytest.mark.parametrize("keep_observed", [False, True])
 def test_mse_objective_is_that_of_evaluate_masks(clip, masks, keep_observed):
-    _, _, dense, apply, params = clip
-    objective = mse_objective(apply, params, dense, keep_observed=keep_observed)
+    _, _, dense, network, params = clip
+    objective = mse_objective(network, params, dense, keep_observed=keep_observed)
     losses, aux = jax.jit(jax.vmap(objective))(masks)
-    expected = evaluate_masks(apply, params, dense, masks, keep_observed=keep_observed)
+    expected = evaluate_masks(network, params, dense, masks, keep_observed=keep_observed)
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
     assert aux is None
 
 
 @pytest.mark.parametrize(("band", "keep_observed"), [("nb", False), ("wb", True)])
 def test_pesq_objective_is_pesq_mask_by_mask(clip, masks, pool, band, keep_observed):
-    signal, spectrum, dense, apply, params = clip
+    signal, spectrum, dense, network, params = clip
     phase = jnp.angle(spectrum)
     objective = pesq_objective(
-        apply, params, dense, phase, signal, pool, band=band, keep_observed=keep_observed
+        network, params, dense, phase, signal, pool, band=band, keep_observed=keep_observed
     )
     losses, aux = objective.score(jax.vmap(pack_mask)(masks))
     assert losses.shape == aux["mse"].shape == (5,)
     for mask, loss, error in zip(masks, losses, aux["mse"], strict=True):
-        estimate = reconstruct_spectrogram(apply, params, dense, mask, keep_observed=keep_observed)
+        estimate = reconstruct_spectrogram(
+            network, params, dense, mask, keep_observed=keep_observed
+        )
         sound = np.asarray(to_waveform(estimate, phase, length=N_SAMPLES))
         pair = {"reference": signal[None], "estimate": sound[None], "sample_rate": 16_000}
         score = reference_pesq(**pair, band=band, pool=pool).values[0]
@@ -82,8 +84,8 @@ def test_pesq_objective_is_pesq_mask_by_mask(clip, masks, pool, band, keep_obser
 
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 30])
 def test_chunks_and_bounded_queues_change_nothing(clip, masks, pool, monkeypatch, chunk_bytes):
-    signal, spectrum, dense, apply, params = clip
-    arguments = (apply, params, dense, jnp.angle(spectrum), signal, pool)
+    signal, spectrum, dense, network, params = clip
+    arguments = (network, params, dense, jnp.angle(spectrum), signal, pool)
     bits = jax.vmap(pack_mask)(masks)
     expected, _ = pesq_objective(*arguments, band="nb").score(bits)
     monkeypatch.setattr(objectives, "MAX_PENDING", 1)
@@ -101,7 +103,14 @@ def test_what_pesq_can_not_score_is_nan_and_never_wins(clip, pool):
         return jnp.where(mask[0, 0], quiet, weight * spectrogram + (1 - weight) * -60.0)
 
     objective = pesq_objective(
-        apply, params, dense, jnp.angle(spectrum), signal, pool, band="nb", keep_observed=False
+        decoder(apply),
+        params,
+        dense,
+        jnp.angle(spectrum),
+        signal,
+        pool,
+        band="nb",
+        keep_observed=False,
     )
     count = SHAPE[0] * SHAPE[1] // 2
     search = genetic(objective, SHAPE, count, GeneticConfig(8))
@@ -113,14 +122,14 @@ def test_what_pesq_can_not_score_is_nan_and_never_wins(clip, pool):
 
 @pytest.mark.parametrize(("band", "keep_observed"), [("nb", False), ("wb", True)])
 def test_surrogate_objective_is_the_surrogate_mask_by_mask(clip, masks, band, keep_observed):
-    signal, spectrum, dense, apply, params = clip
+    signal, spectrum, dense, network, params = clip
     phase = jnp.angle(spectrum)
     options = {"band": band, "keep_observed": keep_observed}
     evaluate = jax.jit(jax.vmap(lambda objective, mask: objective(mask), (None, 0)))
-    objective = surrogate_objective(apply, params, dense, phase, signal, **options)
+    objective = surrogate_objective(network, params, dense, phase, signal, **options)
     losses, aux = evaluate(objective, masks)
     estimates = [
-        reconstruct_spectrogram(apply, params, dense, mask, keep_observed=keep_observed)
+        reconstruct_spectrogram(network, params, dense, mask, keep_observed=keep_observed)
         for mask in masks
     ]
     sounds = jnp.stack([to_waveform(estimate, phase, length=N_SAMPLES) for estimate in estimates])
@@ -133,14 +142,14 @@ def test_surrogate_objective_is_the_surrogate_mask_by_mask(clip, masks, band, ke
     np.testing.assert_allclose(aux["mse"], errors, rtol=1e-5)
     other = jnp.flip(dense, 1), -jnp.flip(phase, 1), signal[::-1].copy()
     with Compilations() as compilations:
-        others, _ = evaluate(surrogate_objective(apply, params, *other, **options), masks)
+        others, _ = evaluate(surrogate_objective(network, params, *other, **options), masks)
     assert compilations.count == 0
     assert not np.isclose(others, losses).any()
 
 
 def test_checkpoints_tell_surrogates_by_their_names(clip):
-    signal, spectrum, dense, apply, params = clip
-    arguments = (apply, params, dense, jnp.angle(spectrum), signal)
+    signal, spectrum, dense, network, params = clip
+    arguments = (network, params, dense, jnp.angle(spectrum), signal)
     options: tuple[dict[str, Any], ...] = (
         {},
         {"band": "nb"},
@@ -148,15 +157,15 @@ def test_checkpoints_tell_surrogates_by_their_names(clip):
         {"config": STFTConfig(pad_mode="edge")},
     )
     made = [surrogate_objective(*arguments, **option) for option in options]
-    assert len({name_of(objective) for objective in made}) == len(options)
-    assert surrogate_objective(*arguments).func is made[0].func
+    assert len({objective.identity for objective in made}) == len(options)
+    assert surrogate_objective(*arguments).identity == made[0].identity
 
 
 def test_the_surrogate_has_a_slope_in_soft_masks(clip):
     """Along it the surrogate rises by what it says."""
-    signal, spectrum, dense, apply, params = clip
+    signal, spectrum, dense, network, params = clip
     differentiate = jax.jit(jax.value_and_grad(lambda mask, objective: objective(mask)[0]))
-    objective = surrogate_objective(apply, params, dense, jnp.angle(spectrum), signal)
+    objective = surrogate_objective(network, params, dense, jnp.angle(spectrum), signal)
     mask = constant_mask(SHAPE, COUNT)
     _, slope = differentiate(mask, objective)
     assert np.isfinite(slope).all()
@@ -172,5 +181,5 @@ def test_a_sound_that_is_not_finite_has_no_surrogate(clip, masks):
     def apply(params, spectrogram, mask, valid=None):
         return jnp.where(mask, spectrogram, jnp.inf)
 
-    objective = surrogate_objective(apply, params, dense, jnp.angle(spectrum), signal)
+    objective = surrogate_objective(decoder(apply), params, dense, jnp.angle(spectrum), signal)
     assert np.isnan(objective(masks[0])[0])

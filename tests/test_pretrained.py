@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -9,9 +10,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from jaxsparse import pretrained
-from jaxsparse.nn.network import SparseCNNConfig, n_parameters, sparse_cnn
-from jaxsparse.pretrained import NAMES, WeightsError, load_pretrained, load_weights, save_weights
+from jaxsparse.decoders import DECODERS
+from jaxsparse.errors import JaxsparseError
+from jaxsparse.nn.network import n_parameters
+from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
+from jaxsparse.pretrained import (
+    NAMES,
+    Card,
+    WeightsError,
+    choose_pretrained,
+    load_decoder,
+    load_pretrained,
+    load_weights,
+    save_weights,
+)
 
 CONFIG = SparseCNNConfig((3, 1), 2, "weight", 1e-6, -30.0, 12.0)
 NAN, INF = float("nan"), float("inf")
@@ -40,11 +52,9 @@ def assert_identical(a, b):
 def test_round_trip_is_bit_for_bit(path, params):
     loaded = load_weights(path)
     assert_identical(loaded.params, params)
-    assert loaded.apply is sparse_cnn(CONFIG).apply
+    assert loaded.decoder is sparse_cnn(CONFIG)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    network = loaded.card.pop("network")
-    assert loaded.card == {**CARD, "sha256": digest, "halo": 1}
-    assert SparseCNNConfig(**network) == CONFIG
+    assert loaded.card == Card(digest, about=CARD)
 
 
 def test_round_trip_of_odd_values_and_dtypes(tmp_path, params):
@@ -163,29 +173,37 @@ def assert_refused(path, fault):
         ({"kernel_gradient": "auto"}, "unknown fields: 'kernel_gradient'"),
         *(
             ({"kernel_sizes": sizes}, "kernel_sizes must be 1 to 64 odd numbers of at most 99")
-            for sizes in (3, "3", None, [], [2], [-1], [3.0], [True], ["3"], [[3]], [101], [3] * 65)
+            for sizes in ([], [2], [-1], [101], [3] * 65)
+        ),
+        *(
+            ({"kernel_sizes": sizes}, "$.kernel_sizes")
+            for sizes in (3, "3", None, [3.5], [True], ["3"], [[3]])
         ),
         *(
             ({"features": width}, "features must be a whole number from 1 to 1024")
-            for width in (0, -1, 2.0, True, "2", None, 1025, 10**30)
+            for width in (0, -1, 1025, 10**30)
         ),
-        *(({"normalization": x}, "must be count or weight") for x in ("", "sum", None, ["count"])),
-        *(({"eps": x}, "eps must be a number from 1e-30") for x in (0, -1.0, NAN, INF, True, "1")),
-        *(({"input_offset": x}, "input_offset must be a") for x in (NAN, -INF, 10**400, None, [])),
-        *(({"input_scale": x}, "input_scale must be a") for x in (0.0, -15.0, NAN, INF, False)),
+        *(({"features": width}, "$.features") for width in (2.5, True, "2", None)),
+        *(({"normalization": x}, "$.normalization") for x in ("", "sum", None, ["count"])),
+        *(({"eps": x}, "eps must be a number from 1e-30") for x in (0, -1.0, NAN, INF)),
+        *(({"eps": x}, "$.eps") for x in (True, "1")),
+        *(({"input_offset": x}, "input_offset must be a") for x in (NAN, -INF)),
+        *(({"input_offset": x}, "$.input_offset") for x in (10**400, None, [])),
+        *(({"input_scale": x}, "input_scale must be a") for x in (0.0, -15.0, NAN, INF)),
+        ({"input_scale": False}, "$.input_scale"),
     ],
 )
 def test_settings_of_no_network_are_refused_before_it_is_built(
     tmp_path, monkeypatch, config, fault
 ):
-    monkeypatch.setattr(pretrained, "sparse_cnn", None)
+    monkeypatch.setattr(SparseCNNConfig, "build", None)
     text = config if isinstance(config, str) else json.dumps(SETTINGS | config)
     write_weights(tmp_path / "a.safetensors", metadata={"config": text})
     assert_refused(tmp_path / "a.safetensors", fault)
 
 
 def test_a_million_layers_are_refused_before_they_are_built(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "sparse_cnn", None)
+    monkeypatch.setattr(SparseCNNConfig, "build", None)
     text = json.dumps(SETTINGS | {"kernel_sizes": [3] * 10**6})
     write_weights(tmp_path / "a.safetensors", metadata={"config": text})
     assert_refused(tmp_path / "a.safetensors", "kernel_sizes must be 1 to 64")
@@ -194,7 +212,7 @@ def test_a_million_layers_are_refused_before_they_are_built(tmp_path, monkeypatc
 def test_whole_numbers_are_numbers(tmp_path):
     config = SETTINGS | {"input_offset": -30, "input_scale": 12}
     write_weights(tmp_path / "a.safetensors", metadata={"config": json.dumps(config)})
-    assert load_weights(tmp_path / "a.safetensors").apply is sparse_cnn(CONFIG).apply
+    assert load_weights(tmp_path / "a.safetensors").decoder is sparse_cnn(CONFIG)
 
 
 def test_weights_without_settings_are_refused(tmp_path):
@@ -248,6 +266,11 @@ def test_the_file_is_read_once(path, params, monkeypatch):
     assert_identical(load_weights(path).params, params)
 
 
+def test_a_decoder_of_no_known_name_is_refused(tmp_path):
+    write_weights(tmp_path / "a.safetensors", metadata={"decoder": "unheard\nof"})
+    assert_refused(tmp_path / "a.safetensors", r"decoder 'unheard\nof'; there are sparse-cnn")
+
+
 def test_missing_files_are_missing_files(path):
     with pytest.raises(FileNotFoundError, match="absent"):
         load_weights(path.with_name("absent.safetensors"))
@@ -272,16 +295,67 @@ def test_an_unknown_name_lists_the_known_ones(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_network_loads_and_says_what_it_is(name):
-    apply, params, card = load_pretrained(name)
+    decoder, params, card = load_pretrained(name)
     assert n_parameters(params) == 30_849
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    assert apply is sparse_cnn(SparseCNNConfig()).apply
-    assert card["halo"] == 12
-    assert len(card["sha256"]) == 64
+    assert decoder is sparse_cnn() and decoder.halo == 12
+    assert len(card.sha256) == 64
+    settings = card.about["settings"]
+    assert card.masks == (settings["masks"],) and card.sparsity == tuple(settings["sparsity"])
     for field in ("recipe", "command", "data", "training_seconds", "final_training_loss_db2"):
-        assert card.get(field), f"the card of {name} does not say its {field}"
-    assert "CC BY 4.0" in json.dumps(card), "the licence of what it was trained on"
+        assert card.about.get(field), f"the card of {name} does not say its {field}"
+    assert "CC BY 4.0" in json.dumps(card.about), "the licence of what it was trained on"
 
 
 def test_shipped_networks_are_five_different_ones():
-    assert len({load_pretrained(name).card["sha256"] for name in NAMES}) == 5
+    assert len({load_pretrained(name).card.sha256 for name in NAMES}) == 5
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("masks", "mixed"), ("masks", [1]), ("sparsity", 0.9), ("sparsity", ["a"]), ("masks", None)],
+)
+def test_a_card_whose_purpose_is_not_readable_is_refused(path, field, value):
+    card = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(card | {field: value}))
+    with pytest.raises(WeightsError, match=rf"its card is damaged: .*\$\.{field}"):
+        load_weights(path)
+
+
+def test_what_a_network_is_for_is_saved(tmp_path, params):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, params, CONFIG, {}, masks=("mixed", "contrast"), sparsity=(0.8, 0.98))
+    card = load_weights(path).card
+    assert (card.masks, card.sparsity) == (("mixed", "contrast"), (0.8, 0.98))
+    assert card.is_for("contrast") and not card.is_for("random")
+    assert [card.distance(s) for s in ("0.7", 0.8, "0.95", 0.98, "0.99")] == [
+        *(Fraction(1, 10), 0, 0, 0, Fraction(1, 100))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mask", "sparsity", "expected"),
+    [
+        ("mixed", "0.95", ("mixed", True)),
+        ("mixed", "0.799", ("mixed", False)),
+        ("random", 0.85, ("random-85", True)),
+        ("random", "0.93", ("random-95", False)),
+        ("contrast", "0.9", ("mixed", False)),
+    ],
+)
+def test_the_network_whose_card_fits_best_is_chosen(mask, sparsity, expected):
+    assert choose_pretrained(mask, sparsity) == expected
+
+
+@pytest.mark.parametrize("name", ["nearest", "linear", "clough-tocher"])
+def test_an_interpolation_needs_no_weights(name):
+    loaded = load_decoder(name)
+    assert loaded.decoder is DECODERS[name]().build() and loaded.decoder.on_host
+    assert loaded.params == {} and loaded.card == Card("0" * 64)
+
+
+def test_decoders_are_loaded_by_name_and_by_path(path, params):
+    assert load_decoder("mixed").decoder is sparse_cnn()
+    assert_identical(load_decoder(path).params, params)
+    with pytest.raises(JaxsparseError, match="has to be trained"):
+        load_decoder("sparse-cnn")

@@ -5,7 +5,7 @@ import pytest
 import reference
 
 from jaxsparse import losses
-from jaxsparse.nn.network import SparseCNNConfig, sparse_cnn
+from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
 from jaxsparse.reconstruct import evaluate_masks, reconstruct_spectrogram, to_waveform
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
@@ -38,24 +38,24 @@ apply = jax.jit(NETWORK.apply)
 def test_kept_bins_of_a_hard_mask_are_exact(params, spectrogram):
     (mask,) = population(1)
     completed = np.asarray(apply(params, spectrogram, mask))
-    kept = np.asarray(reconstruct_spectrogram(apply, params, spectrogram, mask))
+    kept = np.asarray(reconstruct_spectrogram(NETWORK, params, spectrogram, mask))
     np.testing.assert_array_equal(kept[mask], spectrogram[mask])
     np.testing.assert_array_equal(kept[~mask], completed[~mask])
     assert np.abs(completed[mask] - spectrogram[mask]).min() > 0, "the network alone is not exact"
-    plain = reconstruct_spectrogram(apply, params, spectrogram, mask, keep_observed=False)
+    plain = reconstruct_spectrogram(NETWORK, params, spectrogram, mask, keep_observed=False)
     np.testing.assert_array_equal(plain, completed)
     unknown = jnp.where(mask, spectrogram, jnp.nan)
-    np.testing.assert_array_equal(reconstruct_spectrogram(apply, params, unknown, mask), kept)
+    np.testing.assert_array_equal(reconstruct_spectrogram(NETWORK, params, unknown, mask), kept)
 
 
 def test_a_soft_mask_keeps_its_share(params, spectrogram):
     (mask,) = soft_population(1)
     completed = np.asarray(apply(params, spectrogram, mask))
-    kept = reconstruct_spectrogram(apply, params, spectrogram, mask)
+    kept = reconstruct_spectrogram(NETWORK, params, spectrogram, mask)
     share = np.asarray(mask, np.float64)
     expected = share * np.asarray(spectrogram) + (1 - share) * completed
     np.testing.assert_allclose(kept, expected, atol=1e-4)
-    plain = reconstruct_spectrogram(apply, params, spectrogram, mask, keep_observed=False)
+    plain = reconstruct_spectrogram(NETWORK, params, spectrogram, mask, keep_observed=False)
     np.testing.assert_array_equal(plain, completed)
 
 
@@ -78,7 +78,7 @@ def test_true_levels_and_phases_give_the_sound_back():
 def test_evaluate_masks_equals_a_loop(params, spectrogram, make, keep_observed):
     masks = make(7)
     scores = evaluate_masks(
-        NETWORK.apply,
+        NETWORK,
         params,
         spectrogram,
         masks,
@@ -103,9 +103,7 @@ def spread(reference, estimate):
 
 def test_scores_may_be_any_tree(params, spectrogram):
     masks = population(5)
-    scores = evaluate_masks(
-        NETWORK.apply, params, spectrogram, masks, score=spread, keep_observed=False
-    )
+    scores = evaluate_masks(NETWORK, params, spectrogram, masks, score=spread, keep_observed=False)
     assert scores["largest"].shape == (5,) and scores["rows"][1].shape == (5, SHAPE[0])
     for i, mask in enumerate(masks):
         expected = spread(spectrogram, apply(params, spectrogram, mask))
@@ -114,14 +112,14 @@ def test_scores_may_be_any_tree(params, spectrogram):
 
 
 def test_nobody_to_evaluate(params, spectrogram):
-    assert evaluate_masks(NETWORK.apply, params, spectrogram, population(0)).shape == (0,)
+    assert evaluate_masks(NETWORK, params, spectrogram, population(0)).shape == (0,)
 
 
 def temporary_bytes(params, spectrogram, size, chunk_bytes):
     """What the compiled evaluation of a population takes beside its arguments."""
     lowered = jax.jit(
         lambda params, clip, masks: evaluate_masks(
-            NETWORK.apply, params, clip, masks, chunk_bytes=chunk_bytes
+            NETWORK, params, clip, masks, chunk_bytes=chunk_bytes
         )
     ).lower(params, spectrogram, population(size))
     memory = lowered.compile().memory_analysis()
@@ -149,7 +147,7 @@ def test_memory_is_that_of_the_budget(params, spectrogram):
 
 def test_a_second_population_compiles_nothing(params, spectrogram):
     def evaluate(masks, clip, params, **settings):
-        return evaluate_masks(NETWORK.apply, params, clip, masks, chunk_bytes=250_000, **settings)
+        return evaluate_masks(NETWORK, params, clip, masks, chunk_bytes=250_000, **settings)
 
     populations = [population(9, seed) for seed in (1, 2)]
     softer = jax.tree.map(lambda p: p / 2, params)
@@ -169,7 +167,7 @@ def test_a_second_population_compiles_nothing(params, spectrogram):
 @pytest.mark.parametrize("chunk_bytes", [0, -1])
 def test_a_budget_is_positive(params, spectrogram, chunk_bytes):
     with pytest.raises(ValueError, match="chunk_bytes must be positive"):
-        evaluate_masks(NETWORK.apply, params, spectrogram, population(2), chunk_bytes=chunk_bytes)
+        evaluate_masks(NETWORK, params, spectrogram, population(2), chunk_bytes=chunk_bytes)
 
 
 def test_mse_is_the_mean_of_squares_for_each_example():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxsparse.audio import write_wav
-from jaxsparse.masks import count_observed, loudest_mask
-from jaxsparse.nn.network import SparseCNNConfig, sparse_cnn
+from jaxsparse.masks import count_observed, project_to_count
+from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
 from jaxsparse.pretrained import load_weights
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig
@@ -44,7 +44,7 @@ def settings(corpus, tmp_path):
         log_every=2,
         checkpoint_every=2,
         picture_every=0,
-        kernel_gradient="native",
+        decoder=SparseCNNConfig(kernel_gradient="native"),
     )
 
 
@@ -52,7 +52,7 @@ def flags(settings, *more):
     return [
         *("--data", str(settings.data), "--workdir", str(settings.workdir), "--steps", "2"),
         *("--batch-size", "2", "--n-samples", "8000", "--crop", "40", "24", *more),
-        *("--picture-every", "0", "--log-every", "1", "--kernel-gradient", "native"),
+        *("--picture-every", "0", "--log-every", "1", "--decoder.kernel-gradient", "native"),
     ]
 
 
@@ -74,10 +74,10 @@ def test_the_thesis_recipe_has_the_thesis_numbers(tmp_path):
 
 def test_training_learns_and_compiles_once(settings):
     settings = dataclasses.replace(settings, learning_rate=1e-2)
-    config = SparseCNNConfig(kernel_gradient="native")
+    decoder = settings.decoder.build()
     optimizer = loop.make_optimizer(settings)
-    state = loop.init_state(settings, config, optimizer)
-    step = loop.make_step(settings, config, optimizer)
+    state = loop.init_state(settings, decoder, optimizer)
+    step = loop.make_step(settings, decoder, optimizer)
     rng = np.random.default_rng(0)
     audio = rng.standard_normal((2, 8_000)).astype(np.float32)
     losses = []
@@ -110,7 +110,7 @@ def run(corpus, tmp_path_factory):
 def test_initialised_from_a_trained_network(run, settings):
     network = run / "network.safetensors"
     again = dataclasses.replace(settings, init_from=network)
-    state = loop.init_state(again, SparseCNNConfig(), loop.make_optimizer(again))
+    state = loop.init_state(again, SparseCNNConfig().build(), loop.make_optimizer(again))
     expected = load_weights(network).params
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -131,7 +131,7 @@ def test_masks_are_fresh_and_of_the_range(settings, masks, key):
     assert len(set(counts.tolist())) == 3
     if masks == "mixed":
         for spectrogram, mask, count in zip(*examples, counts, strict=True):
-            assert bool(jnp.all(mask | ~loudest_mask(spectrogram, int(count) // 2)))
+            assert bool(jnp.all(mask | ~project_to_count(spectrogram, int(count) // 2)))
 
 
 def test_crops_are_parts_of_the_clip(settings, key):
@@ -148,7 +148,7 @@ def test_crops_are_parts_of_the_clip(settings, key):
 
 
 def test_card_says_how_it_was_made(run):
-    card = load_weights(run / "network.safetensors").card
+    card = load_weights(run / "network.safetensors").card.about
     assert card["data"] == "5 clips of $JAXSPARSE_DATA/corpus0; 0 skipped"
     assert card["data_note"] == "tones, public domain"
     assert card["command"] == (

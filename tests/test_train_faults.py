@@ -25,6 +25,7 @@ from jaxsparse import checkpoint
 from jaxsparse.audio import write_wav
 from jaxsparse.checkpoint import Checkpoints
 from jaxsparse.data.clips import find_clips
+from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from train import loop, main
 from train.settings import Settings, SettingsError
 
@@ -39,7 +40,7 @@ SIZES = {
     "checkpoint_every": 3,
     "picture_every": 0,
     "learning_rate": 1e-3,
-    "kernel_gradient": "native",
+    "decoder": SparseCNNConfig(kernel_gradient="native"),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxsparse.audio import write_wav
-from jaxsparse.nn.network import SparseCNNConfig
+from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.pretrained import load_weights
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
@@ -79,7 +79,7 @@ def settings(corpus, tmp_path):
         log_every=2,
         checkpoint_every=5,
         picture_every=0,
-        kernel_gradient="native",
+        decoder=SparseCNNConfig(kernel_gradient="native"),
     )
 
 
@@ -212,10 +212,10 @@ def test_gradients_are_finite(name):
 def test_training_lowers_the_term(settings):
     changes = {"init_from": RECIPES["perceptual"]["init_from"], "n_samples": 4_000}
     settings = dataclasses.replace(settings, loss="surrogate", **changes)
-    config = SparseCNNConfig(kernel_gradient="native")
+    decoder = settings.decoder.build()
     optimizer = loop.make_optimizer(settings)
-    state = loop.init_state(settings, config, optimizer)
-    step = loop.make_step(settings, config, optimizer)
+    state = loop.init_state(settings, decoder, optimizer)
+    step = loop.make_step(settings, decoder, optimizer)
     history = []
     for _ in range(8):
         # The same masks every time, whose draw is far more than a step's gain.
@@ -248,7 +248,7 @@ def test_terms_are_logged_and_resumed(settings, tmp_path):
         total = float(row["mse"]) + 0.5 * float(row["mfcc"])
         # Means of two float32, each rounded once.
         assert float(row["loss"]) == pytest.approx(total, rel=2.5e-7)
-    card = load_weights(network).card
+    card = load_weights(network).card.about
     assert card["loss"] == "1*mse+0.5*mfcc"
     assert "--loss mse+0.5*mfcc" in card["command"]
     means = np.mean([[float(row[name]) for name in ("loss", "mse", "mfcc")] for row in rows], 0)
@@ -281,7 +281,7 @@ def test_a_run_from_before_there_was_a_choice_goes_on(settings, monkeypatch, cap
             loop.train(settings, stop=stop_after(3))
     argv = ["--data", str(settings.data), "--workdir", str(settings.workdir), "--resume"]
     argv += ["--steps", "5", "--batch-size", "1", "--n-samples", "2000", "--learning-rate", "1e-3"]
-    argv += ["--kernel-gradient", "native"]
+    argv += ["--decoder.kernel-gradient", "native"]
     capfd.readouterr()
     assert main([*argv, "--loss", "mse+mfcc"]) == 2
     line = f"train: {settings.workdir} holds a run with another loss (1*mse, now 1*mse+15*mfcc)"

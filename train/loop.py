@@ -25,19 +25,22 @@ from tqdm import tqdm
 
 from jaxsparse.audio import atomic_write
 from jaxsparse.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from jaxsparse.contracts import Decoder, DecoderConfig, Params
 from jaxsparse.data.clips import Clip, FileClip, PreparedClip, find_clips
 from jaxsparse.data.folder import portable_path
 from jaxsparse.data.loader import Loader, make_loader
+from jaxsparse.decoders import name_of
 from jaxsparse.errors import AudioError, needs_extra
-from jaxsparse.masks import count_observed, mixed_mask, random_mask
-from jaxsparse.nn.network import Params, SparseCNNConfig, n_parameters, sparse_cnn
+from jaxsparse.masks import count_observed
+from jaxsparse.nn.network import n_parameters
 from jaxsparse.plots import draw_spectrogram
-from jaxsparse.pretrained import load_weights, save_weights
+from jaxsparse.policies import POLICIES, depends_on_content
+from jaxsparse.pretrained import load_weights, save_weights, saved_config
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram, Waveform
 from train.losses import format_loss, make_loss, parse_loss
-from train.settings import RECIPES, STFT, Settings, SettingsError
+from train.settings import RECIPES, STFT, Settings, SettingsError, start_config
 
 # Settings that a resumed run may change: they don't decide what is trained.
 NOT_IDENTITY = (
@@ -50,8 +53,6 @@ NOT_IDENTITY = (
     "picture_every",
     "tensorboard",
 )
-# Settings that came later, with what every run did before.
-FORMERLY = {"loss": "1*mse"}
 _log = logging.getLogger(__name__)
 
 
@@ -107,10 +108,10 @@ def train(
         elif settings.resume:
             _log.info("%s holds no run: starting anew", settings.workdir)
         settings.workdir.mkdir(parents=True, exist_ok=True)
-        config = SparseCNNConfig(kernel_gradient=settings.kernel_gradient)
+        decoder = settings.decoder.build()
         optimizer = make_optimizer(settings)
-        state = restore_state(found, settings, config, optimizer)
-        step = make_step(settings, config, optimizer)
+        state = restore_state(found, settings, decoder, optimizer)
+        step = make_step(settings, decoder, optimizer)
         # Processes that read ahead are started next, and they must be ended with the run.
         if stop():
             raise Stopped("stopped before the first step")
@@ -123,11 +124,18 @@ def train(
                 data = {"loader": batches.get_state(), "log": log.state()}
                 checkpoints.save(log.step, tuple(state), data, identity)
 
-            draw = functools.partial(_draw, settings, config)
+            draw = functools.partial(_draw, settings, decoder)
             state = _run_steps(settings, state, step, batches, log, save=save, draw=draw, stop=stop)
     path = settings.workdir / "network.safetensors"
     card = _card(settings, recipe, log.history, clips=len(loader.clips), skipped=loader.skipped)
-    save_weights(path, state.params, config, {**card, "parameters": n_parameters(state.params)})
+    save_weights(
+        path,
+        state.params,
+        settings.decoder,
+        {**card, "parameters": n_parameters(state.params)},
+        masks=(settings.masks,),
+        sparsity=settings.sparsity,
+    )
     return path
 
 
@@ -179,43 +187,44 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
 
 
 def init_state(
-    settings: Settings, config: SparseCNNConfig, optimizer: optax.GradientTransformation
+    settings: Settings, decoder: Decoder, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step: random parameters, or those of a trained network."""
     if settings.init_from is None:
-        params = jax.jit(sparse_cnn(config).init)(jax.random.key(settings.seed))
+        params = jax.jit(decoder.init)(jax.random.key(settings.seed))
     else:
         loaded = load_weights(settings.init_from)
-        same = SparseCNNConfig(**loaded.card["network"], kernel_gradient=config.kernel_gradient)
-        if same != config:
+        if _architecture(loaded.decoder) != _architecture(decoder):
             raise SettingsError(f"{settings.init_from} holds a network with other settings")
         params = loaded.params
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
+def _architecture(decoder: Decoder) -> tuple[type, dict[str, Any]]:
+    """All but how its gradient is computed."""
+    return type(decoder.config), saved_config(decoder.config)
+
+
 def restore_state(
     found: Checkpoint | None,
     settings: Settings,
-    config: SparseCNNConfig,
+    decoder: Decoder,
     optimizer: optax.GradientTransformation,
 ) -> TrainState:
     """The state of a checkpoint; without one, that before the first step."""
     if found is None:
-        return init_state(settings, config, optimizer)
+        return init_state(settings, decoder, optimizer)
     fresh = dataclasses.replace(settings, init_from=None)
-    like = jax.eval_shape(lambda: tuple(init_state(fresh, config, optimizer)))
+    like = jax.eval_shape(lambda: tuple(init_state(fresh, decoder, optimizer)))
     # Copied, since the step may overwrite its argument.
     return TrainState(*jax.tree.map(jnp.array, found.restore(like)))
 
 
-def make_step(
-    settings: Settings, config: SparseCNNConfig, optimizer: optax.GradientTransformation
-) -> Any:
+def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTransformation) -> Any:
     """Builds the jitted step: audio [B, N] to spectrograms, masks, loss, gradient and update.
 
     Beside the next state it gives the loss and, where that has more than one, its terms, by name.
     """
-    network = sparse_cnn(config)
     key = jax.random.key(settings.seed)
     names = _log_terms(settings)
     measure = make_loss(parse_loss(settings.loss), STFT)
@@ -223,7 +232,7 @@ def make_step(
     def loss_of(
         params: Params, examples: Example, audio: Float[Array, "B N"]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        estimate = jax.vmap(network.apply, (None, 0, 0))(params, *examples)
+        estimate = jax.vmap(decoder.apply, (None, 0, 0))(params, *examples)
         return measure(reference=examples.spectrogram, estimate=estimate, audio=audio)
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -259,9 +268,9 @@ def make_examples(settings: Settings, key: PRNGKey, audio: Waveform) -> Example:
         room = jnp.asarray(spectrogram.shape) - jnp.asarray(crop)
         start = jax.random.randint(place_key, (2,), 0, room + 1)
         cropped = jax.lax.dynamic_slice(spectrogram, start, crop)
-        if settings.masks == "random":
+        if not depends_on_content(POLICIES[settings.masks]):
             return Example(cropped, _draw_mask(settings, mask_key, cropped))
-        # The loudest bins are those of the whole clip, so the mask is drawn there.
+        # What is chosen by content is chosen in the whole clip, so the mask is made there.
         mask = _draw_mask(settings, mask_key, spectrogram)
         return Example(cropped, jax.lax.dynamic_slice(mask, start, crop))
 
@@ -272,9 +281,7 @@ def _draw_mask(settings: Settings, key: PRNGKey, spectrogram: Spectrogram) -> Ha
     count_key, mask_key = jax.random.split(key)
     counts = [count_observed(spectrogram.shape, s) for s in settings.sparsity]
     count = jax.random.randint(count_key, (), min(counts), max(counts) + 1)
-    if settings.masks == "mixed":
-        return mixed_mask(mask_key, spectrogram, count)
-    return random_mask(mask_key, spectrogram.shape, count)
+    return POLICIES[settings.masks](mask_key, spectrogram, count)
 
 
 def _schedule(settings: Settings) -> optax.Schedule:
@@ -433,7 +440,7 @@ def _find_run(checkpoints: Checkpoints, settings: Settings) -> Checkpoint | None
 
 def _changed(settings: Settings, found: Checkpoint) -> list[str]:
     """What decides a run and was another for the one that the checkpoint is of."""
-    before, now = {**FORMERLY, **found.settings["settings"]}, _identity(settings)
+    before, now = found.settings["settings"], _identity(settings)
     return [
         f"{name} ({before.get(name)}, now {now[name]})"
         for name in now
@@ -514,6 +521,7 @@ def _identity(settings: Settings) -> dict[str, Any]:
         del values[name]
     # With every weight, since the default ones may change.
     values["loss"] = format_loss(parse_loss(settings.loss))
+    values["decoder"] |= {"name": name_of(settings.decoder)}
     return json.loads(json.dumps(values, default=portable_path))
 
 
@@ -555,15 +563,30 @@ def _command(settings: Settings, recipe: str) -> str:
     words += ["--workdir", "RUN"]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if field.name in NOT_IDENTITY or value == getattr(defaults, field.name):
-            continue
-        words.append("--" + field.name.replace("_", "-"))
-        words += [portable_path(v) if isinstance(v, Path) else str(v) for v in np.atleast_1d(value)]
+        if field.name == "decoder":
+            words += _decoder_flags(recipe, value)
+        elif field.name not in NOT_IDENTITY and value != getattr(defaults, field.name):
+            words += _flag(field.name, value)
     return " ".join(words)
 
 
+def _decoder_flags(recipe: str, config: DecoderConfig) -> list[str]:
+    name = name_of(config)
+    default = start_config(recipe, name)
+    words = [] if start_config(recipe) == default else ["--decoder", name]
+    for field, value in vars(config).items():
+        if value != getattr(default, field):
+            words += _flag(f"decoder.{field}", value)
+    return words
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    values = [portable_path(v) if isinstance(v, Path) else str(v) for v in np.atleast_1d(value)]
+    return ["--" + name.replace("_", "-"), *values]
+
+
 def _draw(
-    settings: Settings, config: SparseCNNConfig, params: Params, audio: np.ndarray, step: int
+    settings: Settings, decoder: Decoder, params: Params, audio: np.ndarray, step: int
 ) -> None:
     """Saves a picture of input, mask, output and target of the batch's first clip."""
     import matplotlib.figure
@@ -571,7 +594,7 @@ def _draw(
     key = jax.random.key(settings.seed)
     target = log_power(stft(jnp.asarray(audio[0]), STFT))
     mask = _draw_mask(settings, key, target)
-    output = jax.jit(sparse_cnn(config).apply)(params, target, mask)
+    output = jax.jit(decoder.apply)(params, target, mask)
     hidden = np.where(mask, target, np.nan)
     figure = matplotlib.figure.Figure((12, 8), layout="constrained")
     panels = {"input": hidden, "mask": np.asarray(mask), "output": output, "target": target}

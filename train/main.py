@@ -12,7 +12,6 @@ Exit codes: 0 trained; 2 a fault, which one line on stderr names; 75 stopped by 
 """
 
 import argparse
-import functools
 import logging
 import os
 import signal
@@ -88,18 +87,26 @@ def _train(argv: list[str], signals: StopSignals) -> int:
     with needs_extra("train"):
         import tyro
 
-    from train.settings import RECIPES, Settings
+    from train.settings import RECIPES, Settings, start_config, trainable
 
-    recipe_flag = argparse.ArgumentParser(add_help=False)
-    recipe_flag.add_argument("--recipe", choices=sorted(RECIPES), default="thesis")
-    chosen, rest = recipe_flag.parse_known_args(argv)
+    # What decides on the other flags and their defaults.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", choices=sorted(RECIPES), default="thesis")
+    first.add_argument("--decoder")
+    chosen, rest = first.parse_known_args(argv)
+    defaults: dict[str, Any] = {
+        **RECIPES[chosen.recipe],
+        "decoder": start_config(chosen.recipe, chosen.decoder),
+    }
     settings = tyro.cli(
-        functools.partial(Settings, **RECIPES[chosen.recipe]),
+        Settings,
+        default=Settings(tyro.MISSING, tyro.MISSING, **defaults),
         prog="python -m train.main",
         description=f"Trains a network. --recipe {{{','.join(sorted(RECIPES))}}} chooses the "
-        f"defaults; these are those of '{chosen.recipe}'. SIGTERM or Ctrl-C saves the step that "
-        "was reached and ends with exit code 75 or 130, and --resume goes on from there; a second "
-        "one ends at once. A fault is named in one line, with exit code 2. Example: "
+        f"defaults; these are those of '{chosen.recipe}'. --decoder {{{','.join(trainable())}}} "
+        "chooses the decoder, whose own settings are listed last. SIGTERM or Ctrl-C saves the step "
+        "that was reached and ends with exit code 75 or 130, and --resume goes on from there; a "
+        "second one ends at once. A fault is named in one line, with exit code 2. Example: "
         "--recipe perceptual --loss mse+0.5*mfcc fine-tunes a trained network for its sound too.",
         args=rest,
     )

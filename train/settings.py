@@ -1,11 +1,14 @@
 """Settings of a training run, and the recipes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from jaxsparse.contracts import DecoderConfig
+from jaxsparse.decoders import DECODERS, name_of
 from jaxsparse.errors import JaxsparseError
-from jaxsparse.nn.sparse_conv import KernelGradient
+from jaxsparse.nn.sparse_cnn import SparseCNNConfig
+from jaxsparse.policies import POLICIES
 from jaxsparse.stft import STFTConfig
 from train.losses import TERMS, hears, parse_loss
 
@@ -43,8 +46,9 @@ class Settings:
     data_note: str = ""
     # Share of bins hidden: one value, or the two ends of a range to draw from.
     sparsity: tuple[float, ...] = (0.95,)
-    # random: bins drawn uniformly. mixed: half the loudest bins, half drawn from the others.
-    masks: Literal["random", "mixed"] = "random"
+    # Policy that chooses which bins are kept. random: drawn uniformly. mixed: half of them the
+    # loudest, half drawn from the others. contrast: half of them those that stand out most.
+    masks: str = "random"
     # What is minimised: terms joined by +, each with or without a weight, as in mse+0.5*mfcc.
     # mse (dB^2) is of the spectrogram; mel, mfcc, lsd (dB), stft, si-sdr (negated), stoi and estoi
     # (1 - value), surrogate and surrogate-nb (4.64 - value, of PESQ) are of its sound and need
@@ -66,8 +70,8 @@ class Settings:
     schedule: Literal["constant", "cosine"] = "constant"
     # AdamW's decoupled weight decay.
     weight_decay: float = 5e-4
-    # native is faster on the CPU where a step has about eight crops; see sparse_conv.
-    kernel_gradient: KernelGradient = "auto"
+    # Architecture of the decoder that --decoder names.
+    decoder: DecoderConfig = field(default_factory=SparseCNNConfig)
     # A trained network (.safetensors) to start from instead of random parameters.
     init_from: Path | None = None
     # Of parameters, masks, crops and the order of clips.
@@ -90,6 +94,10 @@ class Settings:
     def __post_init__(self) -> None:
         if len(self.sparsity) not in (1, 2) or not all(0 < s < 1 for s in self.sparsity):
             raise SettingsError("sparsity takes one value or the ends of a range, between 0 and 1")
+        if self.masks not in POLICIES:
+            raise SettingsError(
+                f"no policy is named {self.masks!r}; there are {', '.join(POLICIES)}"
+            )
         for names, least in ((POSITIVE, 1), (NOT_NEGATIVE, 0)):
             for name in names:
                 if getattr(self, name) < least:
@@ -117,7 +125,7 @@ class Settings:
                 raise SettingsError(f"loss {name} needs n_samples of {shortest} at least")
 
 
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     # The thesis' (4.2): 20 epochs of 9,000 clips are 11,250 steps of 16 whole spectrograms.
     "thesis": {},
     # For two cores: eight crops a step, a high learning rate that comes down to zero.
@@ -128,7 +136,7 @@ RECIPES = {
         "crops_per_clip": 2,
         "learning_rate": 4e-3,
         "schedule": "cosine",
-        "kernel_gradient": "native",
+        "decoder": SparseCNNConfig(kernel_gradient="native"),
     },
     # For two cores: a trained network goes on to what its sound is judged by, on whole spectrograms
     # of a second each.
@@ -141,6 +149,32 @@ RECIPES = {
         "n_samples": 16_000,
         "learning_rate": 3e-4,
         "schedule": "cosine",
-        "kernel_gradient": "native",
+        "decoder": SparseCNNConfig(kernel_gradient="native"),
     },
 }
+
+
+def start_config(recipe: str, decoder: str | None = None) -> DecoderConfig:
+    """Returns the architecture that flags start from.
+
+    Args:
+        recipe: Name of the recipe.
+        decoder: Name of the decoder's kind; by default the recipe's.
+
+    Raises:
+        SettingsError: If there is no such kind, or it has no parameters.
+    """
+    config = RECIPES[recipe].get("decoder", SparseCNNConfig())
+    if decoder is None or decoder == name_of(config):
+        return config
+    if decoder not in trainable():
+        raise SettingsError(
+            f"no decoder that can be trained is named {decoder!r}; there are "
+            f"{', '.join(trainable())}"
+        )
+    return DECODERS[decoder]()
+
+
+def trainable() -> list[str]:
+    """Names the decoders that have parameters."""
+    return [name for name, kind in DECODERS.items() if not kind().build().on_host]

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from fractions import Fraction
-from typing import Literal, NamedTuple, TypeAlias
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +21,21 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from jaxsparse import audio
 from jaxsparse.codec import container
 from jaxsparse.codec.container import Header, Parts, Segment
+from jaxsparse.contracts import Decoder, Policy
+from jaxsparse.decoders import DECODERS
 from jaxsparse.errors import AudioError, ContainerError, JaxsparseError
-from jaxsparse.nn.network import Apply, Params
 from jaxsparse.plausible import bound_levels, match_drawn
-from jaxsparse.pretrained import Pretrained, load_pretrained
-from jaxsparse.spectrogram import db_to_amplitude, log_power
+from jaxsparse.policies import POLICIES, ScoredPolicy
+from jaxsparse.pretrained import NAMES, Pretrained, choose_pretrained, load_decoder
+from jaxsparse.reconstruct import put_back, then, to_spectrum
+from jaxsparse.spectrogram import log_power, phase_mask
 from jaxsparse.stft import STFTConfig, overlap_add, stft, window_sum, windowed_frames
 from jaxsparse.types import SAMPLE_RATE
 
 Progress: TypeAlias = Callable[[int, int], None]
-Load: TypeAlias = Callable[[str], Pretrained]
-# Spectrogram in dB [F, T] and count -> mask with exactly that many ones.
-FindMask: TypeAlias = Callable[[np.ndarray, int], np.ndarray]
 
-# The sparsities that networks for random masks are trained at, and the range of the mixed one.
-_RANDOM_NETWORKS = {Fraction(percent, 100): f"random-{percent}" for percent in (80, 85, 90, 95)}
-_MIXED_RANGE = (Fraction(80, 100), Fraction(95, 100))
+# Frames on each side of a segment for decoders that see everything.
+_CONTEXT = 64
 # Frames of the arrays that clips of one short segment are coded in.
 _SHORT_SEGMENTS = (32, 128)
 
@@ -47,46 +46,44 @@ class CodecSettings:
 
     Attributes:
         sparsity: Share of bins that are not kept, between 0 and 1; an exact decimal.
-        mask: The loudest bins and as many drawn by the seed, or all drawn.
+        mask: Policy that chooses the bins, a name of `jaxsparse.policies.POLICIES`. What it draws
+            is drawn by the seed and costs no bits.
         phase_threshold: Phases of bins more than so many dB below the maximum of their segment
             are not stored (the thesis: 60, 65, 70 or 75); None stores all.
         seed: Of the drawn positions, from 0 to 2^64 - 1.
         value_step_db: Step of the quantizer of kept values, 0.05 to 10 dB in thousandths.
         phase_bits: Bits of a stored phase, 1 to 12.
         keep_observed: Whether the decoder puts the kept values back.
-        network: Name of the network; by default `choose_network` takes one.
+        decoder: What fills in the rest: a name or a path, as `load_decoder` takes it; by default
+            the network that `choose_decoder` takes.
 
     Raises:
         JaxsparseError: If a setting is out of its range.
     """
 
     sparsity: str | float = "0.95"
-    mask: Literal["mixed", "random"] = "mixed"
+    mask: str = "mixed"
     phase_threshold: int | None = None
     seed: int = 0
     value_step_db: float | int = 0.5
     phase_bits: int = 4
     keep_observed: bool = True
-    network: str | None = None
+    decoder: str | None = None
 
     def __post_init__(self) -> None:
         _make_header(self, "0" * 64, 1, 1, SAMPLE_RATE)
 
 
-def choose_network(settings: CodecSettings) -> tuple[str, bool]:
-    """Chooses the network that a file will name.
+def choose_decoder(settings: CodecSettings) -> tuple[str, bool]:
+    """Chooses what fills in the rest.
 
     Returns:
-        The name, and whether that network was trained for such masks: False where the nearest
-        one had to do. A network that the settings name is taken as it is.
+        Its name or path, and whether it was trained for such masks: False where the nearest
+        network had to do. What the settings name is taken as it is.
     """
-    if settings.network is not None:
-        return settings.network, True
-    sparsity = Fraction(_decimal(settings.sparsity))
-    if settings.mask == "mixed":
-        return "mixed", _MIXED_RANGE[0] <= sparsity <= _MIXED_RANGE[1]
-    nearest = min(_RANDOM_NETWORKS, key=lambda trained: abs(trained - sparsity))
-    return _RANDOM_NETWORKS[nearest], nearest == sparsity
+    if settings.decoder is not None:
+        return settings.decoder, True
+    return choose_pretrained(settings.mask, _decimal(settings.sparsity))
 
 
 def _decimal(sparsity: str | float) -> str:
@@ -106,8 +103,10 @@ def _make_header(
     n_samples: int,
     channels: int,
     sample_rate: int,
-    positions: bool = False,
 ) -> Header:
+    if settings.mask not in POLICIES:
+        known = ", ".join(POLICIES)
+        raise JaxsparseError(f"no policy is named {settings.mask!r}; there are {known}")
     step = settings.value_step_db
     if not 0.05 <= step <= 10 or round(step * 1000) != round(step * 1000, 6):
         raise JaxsparseError(f"value_step_db {step} is not from 0.05 to 10, in thousandths")
@@ -118,9 +117,9 @@ def _make_header(
             channels=channels,
             n_samples=n_samples,
             sparsity=_decimal(settings.sparsity),
-            mask="positions" if positions else settings.mask,
+            mask=settings.mask if settings.mask in ("random", "mixed") else "positions",
             seed=settings.seed,
-            network=choose_network(settings)[0],
+            network=Path(choose_decoder(settings)[0]).name.removesuffix(".safetensors"),
             network_sha256=sha256,
             value_step_mdb=round(step * 1000),
             phase_bits=settings.phase_bits,
@@ -143,8 +142,7 @@ def compress(
     settings: CodecSettings = CodecSettings(),
     *,
     progress: Progress | None = None,
-    load: Load = load_pretrained,
-    find_mask: FindMask | None = None,
+    decoder: Pretrained | None = None,
 ) -> bytes:
     """Compresses a clip.
 
@@ -153,9 +151,7 @@ def compress(
         sample_rate: In Hz, 1,000 to 768,000; coded at 16 kHz.
         settings: What is kept, and how finely.
         progress: Called with the numbers of segments done, from 0, and in all.
-        load: Gives a network by its name.
-        find_mask: Chooses all positions of a segment, which the file then stores; replaces
-            `CodecSettings.mask`.
+        decoder: What fills in the rest, where it is at hand: that which the settings name.
 
     Returns:
         A ``.jsac`` file; `decompress` gives what its decoder will hear.
@@ -166,12 +162,10 @@ def compress(
         JaxsparseError: If the network is not there, or the sparsity keeps not a single bin.
     """
     _check_audio(samples, sample_rate)
-    name, _ = choose_network(settings)
-    sha256 = _load(name, load).card["sha256"]
+    decoder = decoder or load_decoder(choose_decoder(settings)[0])
+    sha256 = decoder.card.sha256
     n_samples, channels = samples.shape
-    header = _make_header(
-        settings, sha256, n_samples, channels, sample_rate, positions=find_mask is not None
-    )
+    header = _make_header(settings, sha256, n_samples, channels, sample_rate)
     if header.count(0) == 0:
         raise JaxsparseError(f"sparsity {settings.sparsity} keeps not a single bin of this clip")
     parts = []
@@ -181,7 +175,7 @@ def compress(
         signal = samples[:, channel : channel + 1].astype(np.float32, copy=False)
         signal = audio.resample(signal, sample_rate, header.coded_rate)[:, 0]
         for index, (db, phase) in enumerate(_analyse(signal, header)):
-            segment = _quantize(header, channel, index, db, phase, find_mask)
+            segment = _quantize(header, channel, index, db, phase, POLICIES[settings.mask])
             parts.append(container.encode_segment(header, channel, index, segment))
             if progress is not None:
                 progress(len(parts), header.channels * header.n_segments)
@@ -189,14 +183,14 @@ def compress(
 
 
 def decompress(
-    data: bytes, *, progress: Progress | None = None, load: Load = load_pretrained
+    data: bytes, *, progress: Progress | None = None, decoder: Pretrained | None = None
 ) -> tuple[Float32[np.ndarray, "N C"], int]:
     """Decompresses a file: a pure function of its bytes.
 
     Args:
         data: A ``.jsac`` file.
         progress: Called with the numbers of segments done, from 0, and in all.
-        load: Gives a network by its name.
+        decoder: That of the file; by default the one of its name that is installed.
 
     Returns:
         Samples and sample rate, of the original's length, channels and rate. Machines agree to
@@ -208,11 +202,11 @@ def decompress(
         JaxsparseError: If the network is not there, or has other weights than the file's.
     """
     header, parts = container.unpack(data)
-    network = _load(header.network, load)
-    if network.card["sha256"] != header.network_sha256:
+    network = decoder or _installed(header.network)
+    if network.card.sha256 != header.network_sha256:
         raise JaxsparseError(
             f"the file needs the network {header.network} with the weights "
-            f"{header.network_sha256}, but the installed ones are {network.card['sha256']}"
+            f"{header.network_sha256}, not {network.card.sha256}"
         )
     samples = np.empty((header.n_samples, header.channels), np.float32)
     if progress is not None:
@@ -242,13 +236,11 @@ def _check_audio(samples: Float[np.ndarray, "N C"], sample_rate: int) -> None:
     audio.check_usable(samples)
 
 
-def _load(name: str, load: Load) -> Pretrained:
-    try:
-        return load(name)
-    except JaxsparseError:
-        raise
-    except (ValueError, FileNotFoundError) as error:
-        raise JaxsparseError(f"the network {name!r} is not installed") from error
+def _installed(name: str) -> Pretrained:
+    """The decoder that a file names; never a path."""
+    if name not in NAMES and name not in DECODERS:
+        raise JaxsparseError(f"the decoder {name!r} is not installed: give its .safetensors file")
+    return load_decoder(name)
 
 
 def _frames_config(header: Header) -> STFTConfig:
@@ -316,22 +308,36 @@ def _quantize(
     index: int,
     db: Float32[np.ndarray, "F T"],
     phase: Float32[np.ndarray, "F T"],
-    find_mask: FindMask | None,
+    policy: Policy,
 ) -> Segment:
-    count = header.coded_count(index)
-    if find_mask is not None:
-        chosen = np.asarray(find_mask(db, count), bool)
+    n_frames = db.shape[1]
+    # Of one size, that is compiled.
+    padding = ((0, 0), (0, _segment_frames(header) - n_frames))
+    padded = np.pad(db, padding, constant_values=-np.inf)
+    threshold = None if header.phase_threshold is None else float(header.phase_threshold)
+    stored = np.asarray(_phase_mask(padded, threshold))[:, :n_frames]
+    if isinstance(policy, ScoredPolicy):
+        chosen = np.asarray(_choose(policy, padded, header.coded_count(index)))[:, :n_frames]
     else:
-        chosen = np.zeros(db.shape, bool)
-        chosen.reshape(-1)[np.argsort(-db, axis=None, kind="stable")[:count]] = True
+        key = jax.random.key(header.seed % 2**32)
+        for place in (channel, index):
+            key = jax.random.fold_in(key, place)
+        chosen = np.asarray(policy(key, jnp.asarray(db), header.coded_count(index)))
     mask = container.complete_mask(header, channel, index, chosen)
     levels = np.rint(db * (1000.0 / header.value_step_mdb)).astype(np.int64)
-    stored = np.ones(db.shape, bool)
-    if header.phase_threshold is not None:
-        stored = db >= db.max() - header.phase_threshold
     turns = 2**header.phase_bits
     phases = np.rint(phase * (turns / (2 * math.pi))).astype(np.int64) % turns
     return Segment(chosen, mask, levels * mask, stored, phases * stored)
+
+
+_phase_mask = jax.jit(phase_mask, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _choose(
+    policy: ScoredPolicy, db: Float[Array, "F T"], n_chosen: Int[Array, ""]
+) -> Bool[Array, "F T"]:
+    return policy.choose(db, n_chosen)
 
 
 class _Window(NamedTuple):
@@ -347,7 +353,7 @@ class _Window(NamedTuple):
 
     spectrogram: Float32[np.ndarray, "F W"]
     mask: Bool[np.ndarray, "F W"]
-    valid: Bool[np.ndarray, " W"]
+    valid: Bool[np.ndarray, "F W"]
     loud: Bool[np.ndarray, "F T"]
     phase: Float32[np.ndarray, "F T"]
 
@@ -356,7 +362,7 @@ def _windows(
     header: Header, channel: int, parts: Sequence[Parts], network: Pretrained
 ) -> Iterator[_Window]:
     """Yields the segments of a channel; holds no more of them than a window reaches into."""
-    halo, size = network.card["halo"], _segment_frames(header)
+    halo, size = _context(network.decoder), _segment_frames(header)
     decoded: dict[int, Segment] = {}
     for index in range(header.n_segments):
         first, end = index * size - halo, (index + 1) * size + halo
@@ -382,7 +388,7 @@ def _windows(
         yield _Window(
             levels * np.float32(header.value_step_mdb / 1000),
             mask,
-            (frames >= 0) & (frames < header.n_frames),
+            np.broadcast_to((frames >= 0) & (frames < header.n_frames), mask.shape),
             loud,
             phase,
         )
@@ -398,7 +404,7 @@ def _synthesise(
     config = _frames_config(header)
     # Networks see crops of 96 frames or more in training; of few frames they make too much.
     match = header.n_frames <= _SHORT_SEGMENTS[0] and header.mask != "positions"
-    run = _completion(network.apply, network.card["halo"], config, header.keep_observed, match)
+    run = _completion(network.decoder, config, header.keep_observed, match)
     size = _segment_frames(header) * header.hop_length
     overlap = header.n_fft - header.hop_length
     signal = np.zeros(header.n_coded_samples, np.float32)
@@ -437,24 +443,22 @@ def _put(
 
 @functools.lru_cache(maxsize=16)
 def _completion(
-    apply: Apply, halo: int, config: STFTConfig, keep_observed: bool, match: bool
+    decoder: Decoder, config: STFTConfig, keep_observed: bool, match: bool
 ) -> Callable[..., Float[Array, " N"]]:
     """The device's part of decoding: a window to the samples that its segment adds.
 
     With `match`, what is filled in has the levels of the bins that were drawn at random.
     """
+    halo = _context(decoder)
 
-    @jax.jit
-    def run(
-        params: Params,
+    def finish(
+        completed: Float[Array, "F W"],
         spectrogram: Float[Array, "F W"],
         mask: Bool[Array, "F W"],
-        valid: Bool[Array, " W"],
+        valid: Bool[Array, "F W"],
         loud: Bool[Array, "F T"],
         phase: Float[Array, "F T"],
     ) -> Float[Array, " N"]:
-        valid = jnp.broadcast_to(valid, mask.shape)
-        completed = apply(params, spectrogram, mask, valid)
         loudest = jnp.max(spectrogram, where=mask, initial=-jnp.inf)
         inner = slice(halo, halo + phase.shape[1])
         completed, kept, mask, valid = (
@@ -465,9 +469,13 @@ def _completion(
             completed = match_drawn(completed, kept, mask & ~loud, valid & ~mask)
             completed = bound_levels(completed, kept, loud, loudest)
         if keep_observed:
-            completed = jnp.where(mask, kept, completed)
-        spectrum = db_to_amplitude(completed) * jnp.exp(1j * phase)
-        spectrum = jnp.where(valid, spectrum, 0)
+            completed = put_back(completed, kept, mask)
+        spectrum = jnp.where(valid, to_spectrum(completed, phase), 0)
         return overlap_add(windowed_frames(spectrum, config), config.hop_length)
 
-    return run
+    return then(decoder, finish)
+
+
+def _context(decoder: Decoder) -> int:
+    """Frames on each side of a segment that its decoder is shown."""
+    return _CONTEXT if decoder.halo is None else decoder.halo

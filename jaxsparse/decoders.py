@@ -1,0 +1,26 @@
+"""Decoders by name: what fills in the bins that a mask hides."""
+
+from jaxsparse.contracts import DecoderConfig
+from jaxsparse.interpolate import CloughTocher, Linear, Nearest
+from jaxsparse.nn.sparse_cnn import SparseCNNConfig
+
+DECODERS: dict[str, type[DecoderConfig]] = {
+    "sparse-cnn": SparseCNNConfig,
+    # These run on the host and have nothing to train.
+    "nearest": Nearest,
+    "linear": Linear,
+    "clough-tocher": CloughTocher,
+}
+"""Configs by the names that weights, settings and command lines use; `build` makes a decoder."""
+
+
+def name_of(config: DecoderConfig) -> str:
+    """Returns the name of a decoder's kind.
+
+    Raises:
+        ValueError: If it is not in `DECODERS`.
+    """
+    for name, kind in DECODERS.items():
+        if kind is type(config):
+            return name
+    raise ValueError(f"{type(config).__name__} is not in DECODERS: give it a name there")
