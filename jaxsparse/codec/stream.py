@@ -20,7 +20,14 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jaxsparse import audio
 from jaxsparse.codec import container
-from jaxsparse.codec.container import Header, Parts, Segment
+from jaxsparse.codec.header import MAX_CHANNELS, Header
+from jaxsparse.codec.segment import (
+    Parts,
+    Segment,
+    complete_mask,
+    decode_segment,
+    encode_segment,
+)
 from jaxsparse.errors import AudioError, ContainerError, JaxsparseError
 from jaxsparse.nn.network import Apply, Params
 from jaxsparse.plausible import bound_levels, match_drawn
@@ -37,6 +44,9 @@ FindMask: TypeAlias = Callable[[np.ndarray, int], np.ndarray]
 # The sparsities that networks for random masks are trained at, and the range of the mixed one.
 _RANDOM_NETWORKS = {Fraction(percent, 100): f"random-{percent}" for percent in (80, 85, 90, 95)}
 _MIXED_RANGE = (Fraction(80, 100), Fraction(95, 100))
+# Of the kept bins, the share whose positions are stored, and whether these are the loudest bins.
+_MASKS = {"mixed": ("0.5", True), "random": ("0", False)}
+_STORED_MASK = ("1", False)
 # Frames of the arrays that clips of one short segment are coded in.
 _SHORT_SEGMENTS = (32, 128)
 
@@ -112,13 +122,17 @@ def _make_header(
     if not 0.05 <= step <= 10 or round(step * 1000) != round(step * 1000, 6):
         raise JaxsparseError(f"value_step_db {step} is not from 0.05 to 10, in thousandths")
     config = STFTConfig()
+    if settings.mask not in _MASKS:
+        raise JaxsparseError(f"mask {settings.mask!r} is not one of {tuple(_MASKS)}")
+    coded_share, loudest = _STORED_MASK if positions else _MASKS[settings.mask]
     try:
         return Header(
             sample_rate=sample_rate,
             channels=channels,
             n_samples=n_samples,
             sparsity=_decimal(settings.sparsity),
-            mask="positions" if positions else settings.mask,
+            coded_share=coded_share,
+            loudest=loudest,
             seed=settings.seed,
             network=choose_network(settings)[0],
             network_sha256=sha256,
@@ -182,7 +196,7 @@ def compress(
         signal = audio.resample(signal, sample_rate, header.coded_rate)[:, 0]
         for index, (db, phase) in enumerate(_analyse(signal, header)):
             segment = _quantize(header, channel, index, db, phase, find_mask)
-            parts.append(container.encode_segment(header, channel, index, segment))
+            parts.append(encode_segment(header, channel, index, segment))
             if progress is not None:
                 progress(len(parts), header.channels * header.n_segments)
     return container.pack(header, parts)
@@ -235,8 +249,8 @@ def _check_audio(samples: Float[np.ndarray, "N C"], sample_rate: int) -> None:
     low, high = audio.MIN_SAMPLE_RATE, audio.MAX_SAMPLE_RATE
     if not low <= sample_rate <= high:
         raise AudioError(f"a sample rate of {sample_rate} Hz is not from {low} to {high}")
-    if not 1 <= samples.shape[1] <= container.MAX_CHANNELS:
-        raise AudioError(f"{samples.shape[1]} channels are not from 1 to {container.MAX_CHANNELS}")
+    if not 1 <= samples.shape[1] <= MAX_CHANNELS:
+        raise AudioError(f"{samples.shape[1]} channels are not from 1 to {MAX_CHANNELS}")
     if len(samples) == 0:
         raise AudioError("there are no samples")
     audio.check_usable(samples)
@@ -324,7 +338,7 @@ def _quantize(
     else:
         chosen = np.zeros(db.shape, bool)
         chosen.reshape(-1)[np.argsort(-db, axis=None, kind="stable")[:count]] = True
-    mask = container.complete_mask(header, channel, index, chosen)
+    mask = complete_mask(header, channel, index, chosen)
     levels = np.rint(db * (1000.0 / header.value_step_mdb)).astype(np.int64)
     stored = np.ones(db.shape, bool)
     if header.phase_threshold is not None:
@@ -342,6 +356,7 @@ class _Window(NamedTuple):
         mask: Kept bins.
         valid: Frames that are the clip's.
         loud: Kept bins that no other one is louder than, without the halo.
+        drawn: Kept bins that the seed drew, without the halo.
         phase: Radians, without the halo.
     """
 
@@ -349,6 +364,7 @@ class _Window(NamedTuple):
     mask: Bool[np.ndarray, "F W"]
     valid: Bool[np.ndarray, " W"]
     loud: Bool[np.ndarray, "F T"]
+    drawn: Bool[np.ndarray, "F T"]
     phase: Float32[np.ndarray, "F T"]
 
 
@@ -362,8 +378,7 @@ def _windows(
         first, end = index * size - halo, (index + 1) * size + halo
         needed = range(max(first // size, 0), min(-(-end // size), header.n_segments))
         decoded = {
-            i: decoded.get(i) or container.decode_segment(header, channel, i, parts[i])
-            for i in needed
+            i: decoded.get(i) or decode_segment(header, channel, i, parts[i]) for i in needed
         }
         frames = np.arange(first, end)
         levels = np.zeros((header.n_bins, len(frames)), np.float32)
@@ -377,13 +392,16 @@ def _windows(
         loud = np.zeros(phase.shape, bool)
         own = decoded[index]
         phase[:, : own.phases.shape[1]] = own.phases * (2 * math.pi / 2**header.phase_bits)
-        if header.mask == "mixed":
+        drawn = np.zeros(phase.shape, bool)
+        drawn[:, : own.mask.shape[1]] = own.mask & ~own.chosen
+        if header.loudest:
             loud[:, : own.chosen.shape[1]] = own.chosen
         yield _Window(
             levels * np.float32(header.value_step_mdb / 1000),
             mask,
             (frames >= 0) & (frames < header.n_frames),
             loud,
+            drawn,
             phase,
         )
 
@@ -397,7 +415,7 @@ def _synthesise(
     """Completes and inverts the segments of a channel and adds them where they overlap."""
     config = _frames_config(header)
     # Networks see crops of 96 frames or more in training; of few frames they make too much.
-    match = header.n_frames <= _SHORT_SEGMENTS[0] and header.mask != "positions"
+    match = header.n_frames <= _SHORT_SEGMENTS[0] and header.coded_share != "1"
     run = _completion(network.apply, network.card["halo"], config, header.keep_observed, match)
     size = _segment_frames(header) * header.hop_length
     overlap = header.n_fft - header.hop_length
@@ -451,6 +469,7 @@ def _completion(
         mask: Bool[Array, "F W"],
         valid: Bool[Array, " W"],
         loud: Bool[Array, "F T"],
+        drawn: Bool[Array, "F T"],
         phase: Float[Array, "F T"],
     ) -> Float[Array, " N"]:
         valid = jnp.broadcast_to(valid, mask.shape)
@@ -462,7 +481,7 @@ def _completion(
         )
         completed = bound_levels(completed, kept, loud, loudest)
         if match:
-            completed = match_drawn(completed, kept, mask & ~loud, valid & ~mask)
+            completed = match_drawn(completed, kept, drawn, valid & ~mask)
             completed = bound_levels(completed, kept, loud, loudest)
         if keep_observed:
             completed = jnp.where(mask, kept, completed)
