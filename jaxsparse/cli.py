@@ -559,8 +559,8 @@ def _table(description: Mapping[str, Any]) -> str:
         f"most {d['frames_per_segment']} frames",
         "STFT": f"n_fft {d['n_fft']}, win_length {d['win_length']}, hop_length {d['hop_length']}, "
         f"{d['window']}",
-        "mask": f"{d['mask']}, sparsity {d['sparsity']}, {d['kept_bins']:,} of {d['bins']:,} bins, "
-        f"seed {d['seed']}",
+        "mask": f"sparsity {d['sparsity']}, {d['kept_bins']:,} of {d['bins']:,} bins, "
+        + _positions(d["coded_share"], d["loudest"], d["seed"]),
         "values": f"step {d['value_step_mdb'] / 1000:g} dB, "
         + ("put back by the decoder" if d["keep_observed"] else "not put back"),
         "phases": f"{_count(d['phase_bits'], 'bit')}, "
@@ -575,6 +575,15 @@ def _table(description: Mapping[str, Any]) -> str:
         share = f"{100 * bits / d['bits']:.1f} %"
         lines.append(f"{label:<24}{bits:>16,}{bits / d['seconds'] / 1000:>10.1f}{share:>10}")
     return "\n".join([*lines, "", _ratios(description)])
+
+
+def _positions(coded_share: str, loudest: bool, seed: int) -> str:
+    """Says where a decoder has the kept bins from."""
+    if coded_share == "0":
+        return f"all drawn by seed {seed}"
+    stored = "all" if coded_share == "1" else f"{100 * float(coded_share):g} %"
+    rest = "" if coded_share == "1" else f", the others drawn by seed {seed}"
+    return f"{stored} stored{' (the loudest)' * loudest}{rest}"
 
 
 _PARTS = {"phase_bitmap": "which phases", "overhead": "header and checksums"}

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float32
 
 from jaxsparse import audio, codec, demo_page
 from jaxsparse.codec import container
+from jaxsparse.codec.segment import decode_segment
 from jaxsparse.demo_page import Clip, Coded
 from jaxsparse.errors import AudioError, MissingExtraError
 from jaxsparse.metrics import Metric, ScorePool, check_installed, mse
@@ -200,7 +201,7 @@ def _stored(
 ) -> tuple[Bool[np.ndarray, "F T"], Float32[np.ndarray, "F T"]]:
     """The mask of a one-channel file, and the levels in dB that it holds."""
     header, parts = container.unpack(data)
-    segments = [container.decode_segment(header, 0, i, part) for i, part in enumerate(parts)]
+    segments = [decode_segment(header, 0, i, part) for i, part in enumerate(parts)]
     levels = np.concatenate([segment.levels for segment in segments], axis=1)
     mask = np.concatenate([segment.mask for segment in segments], axis=1)
     return mask, levels.astype(np.float32) * np.float32(header.value_step_mdb / 1000)

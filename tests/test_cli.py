@@ -485,7 +485,8 @@ def test_compress_reports_size_and_a_network_that_fits_only_nearly(wav, tmp_path
     out, err = capsys.readouterr()
     description = json.loads(out)
     assert description == container.describe(smaller.read_bytes())
-    chosen = {"mask": "random", "seed": 7, "phase_threshold": 60, "phase_bits": 2}
+    assert (description["coded_share"], description["loudest"]) == ("0", False)
+    chosen = {"seed": 7, "phase_threshold": 60, "phase_bits": 2}
     assert chosen | {"sparsity": "0.97", "network": "random-95"} == {
         name: description[name] for name in [*chosen, "sparsity", "network"]
     }

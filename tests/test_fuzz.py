@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from jaxsparse import codec
 from jaxsparse.cli import main
 from jaxsparse.codec import container
+from jaxsparse.codec.segment import Segment, decode_segment
 from jaxsparse.errors import ContainerError
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
 from jaxsparse.pretrained import Card, Pretrained
+from tests.fuzz import check as fuzz_check
 from tests.fuzz import jsac, make
 from tests.fuzz.check import MAX_BINS, check
 
@@ -135,7 +137,7 @@ def test_memory_is_bounded(data, rng):
     if n_bins * n_frames <= MAX_BINS:
         # Half the bins of a frame are coded at once, by four arrays as wide as the levels' range.
         tables = 8 * header.max_span * (30 + 4 * n_bins // 2)
-        peak = peak_of(container.decode_segment, header, 0, 0, parts[0])
+        peak = peak_of(decode_segment, header, 0, 0, parts[0])
         assert peak < by_size + tables + 150 * n_bins * n_frames
 
 
@@ -170,7 +172,7 @@ def test_changes_reach_deep_code_and_shallow_code():
         data = jsac.mutate(VALID["mixed"], rng)
         try:
             header, parts = container.unpack(data)
-            container.decode_segment(header, 0, 0, parts[0])
+            decode_segment(header, 0, 0, parts[0])
             accepted += data != VALID["mixed"]
         except ContainerError as error:
             messages.append(str(error))
@@ -187,17 +189,15 @@ def test_taking_apart_and_putting_together(name):
     assert jsac.put_together(pieces(name)) == VALID[name]
 
 
-@pytest.mark.parametrize("field", container.Segment._fields)
+@pytest.mark.parametrize("field", Segment._fields)
 def test_a_decoder_that_errs_is_found(field, monkeypatch):
-    decode = container.decode_segment
-
     def err(*arguments):
-        segment = decode(*arguments)
+        segment = decode_segment(*arguments)
         array = getattr(segment, field).copy()
         array.flat[np.flatnonzero(~segment.mask)[0]] ^= 1
         return segment._replace(**{field: array})
 
-    monkeypatch.setattr(container, "decode_segment", err)
+    monkeypatch.setattr(fuzz_check, "decode_segment", err)
     with pytest.raises((AssertionError, ValueError)):
         check(VALID["mixed"])
 
@@ -206,7 +206,7 @@ def test_errors_of_another_kind_are_found(monkeypatch):
     def err(*arguments):
         raise IndexError("somewhere deep")
 
-    monkeypatch.setattr(container, "decode_segment", err)
+    monkeypatch.setattr(fuzz_check, "decode_segment", err)
     with pytest.raises(IndexError):
         check(VALID["mixed"])
 

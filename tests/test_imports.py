@@ -21,6 +21,8 @@ LAYERS = (
     {"metrics", "interpolate"},
     {"objectives"},
     {"pretrained"},
+    {"codec.entropy", "codec.header"},
+    {"codec.segment"},
     {"codec.container"},
     {"codec.stream"},
     {"plots"},
@@ -28,6 +30,8 @@ LAYERS = (
     {"demo"},
     {"cli"},
 )
+# What can be read without the library that decodes it.
+THE_FORMAT = {"codec.entropy", "codec.header", "codec.segment", "codec.container"}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Modules beside the layers, and what they may import of the package.
@@ -109,7 +113,7 @@ def complaints(source, module, *, is_package=False):
             found.append(f"{module} imports {name}, which is not installed")
         elif top in OWNERS and here not in OWNERS[top]:
             found.append(f"{module} imports {name}, which only {sorted(OWNERS[top])} may")
-        elif top == "jax" and here == "codec.container":
+        elif top == "jax" and here in THE_FORMAT:
             found.append(f"{module} imports {name}: the format depends on no array library")
         elif top == "jaxsparse" and here is not None:
             there = place(rest)
@@ -145,7 +149,9 @@ def test_evaluation_does_not_import_training():
         ("jaxsparse.nn.network", "from ..reconstruct import to_waveform"),
         ("jaxsparse.masks", "def late():\n    import jaxsparse.codec"),
         ("jaxsparse.codec.container", "from jaxsparse.codec import stream"),
-        ("jaxsparse.codec.container", "import jax.numpy as jnp"),
+        *((f"jaxsparse.{name}", "import jax.numpy as jnp") for name in sorted(THE_FORMAT)),
+        ("jaxsparse.codec.header", "from jaxsparse.codec.segment import Segment"),
+        ("jaxsparse.codec.segment", "from jaxsparse.codec import container"),
         ("jaxsparse.codec.stream", "from jaxsparse.data.folder import Folder"),
         ("jaxsparse.data.folder", "from jaxsparse import stft"),
         ("jaxsparse.search.genetic", "from jaxsparse.losses import mse"),
@@ -196,8 +202,7 @@ def loaded(module):
         ("codec.stream", IMPORTED_WHERE_USED),
         # Help, a mistyped option and `info` come at once.
         ("cli", IMPORTED_WHERE_USED | {"flax", "jax", "numpy", "scipy"}),
-        # The format can be read without the library that decodes it.
-        ("codec.container", IMPORTED_WHERE_USED | {"flax", "jax", "jaxlib"}),
+        *((name, IMPORTED_WHERE_USED | {"flax", "jax", "jaxlib"}) for name in sorted(THE_FORMAT)),
     ],
 )
 def test_heavy_packages_are_imported_where_they_are_used(name, unwanted):

@@ -20,12 +20,19 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jaxsparse import audio
 from jaxsparse.codec import container
-from jaxsparse.codec.container import Header, Parts, Segment
+from jaxsparse.codec.header import MAX_CHANNELS, Header
+from jaxsparse.codec.segment import (
+    Parts,
+    Segment,
+    complete_mask,
+    decode_segment,
+    encode_segment,
+)
 from jaxsparse.contracts import Decoder, Policy
 from jaxsparse.decoders import DECODERS
 from jaxsparse.errors import AudioError, ContainerError, JaxsparseError
 from jaxsparse.plausible import bound_levels, match_drawn
-from jaxsparse.policies import POLICIES, ScoredPolicy
+from jaxsparse.policies import POLICIES, ScoredPolicy, level
 from jaxsparse.pretrained import NAMES, Pretrained, choose_pretrained, load_decoder
 from jaxsparse.reconstruct import put_back, then, to_spectrum
 from jaxsparse.spectrogram import log_power, phase_mask
@@ -111,13 +118,15 @@ def _make_header(
     if not 0.05 <= step <= 10 or round(step * 1000) != round(step * 1000, 6):
         raise JaxsparseError(f"value_step_db {step} is not from 0.05 to 10, in thousandths")
     config = STFTConfig()
+    coded_share, loudest = _coding(POLICIES[settings.mask])
     try:
         return Header(
             sample_rate=sample_rate,
             channels=channels,
             n_samples=n_samples,
             sparsity=_decimal(settings.sparsity),
-            mask=settings.mask if settings.mask in ("random", "mixed") else "positions",
+            coded_share=coded_share,
+            loudest=loudest,
             seed=settings.seed,
             network=Path(choose_decoder(settings)[0]).name.removesuffix(".safetensors"),
             network_sha256=sha256,
@@ -134,6 +143,14 @@ def _make_header(
         )
     except ContainerError as error:
         raise JaxsparseError(str(error)) from error
+
+
+def _coding(policy: Policy) -> tuple[str, bool]:
+    """Of the kept bins, the share whose positions are stored, and whether these are the loudest."""
+    if not isinstance(policy, ScoredPolicy):
+        return "1", False
+    share = f"{float(policy.share):.3f}".rstrip("0").rstrip(".")
+    return share, policy.share > 0 and policy.score is level
 
 
 def compress(
@@ -176,7 +193,7 @@ def compress(
         signal = audio.resample(signal, sample_rate, header.coded_rate)[:, 0]
         for index, (db, phase) in enumerate(_analyse(signal, header)):
             segment = _quantize(header, channel, index, db, phase, POLICIES[settings.mask])
-            parts.append(container.encode_segment(header, channel, index, segment))
+            parts.append(encode_segment(header, channel, index, segment))
             if progress is not None:
                 progress(len(parts), header.channels * header.n_segments)
     return container.pack(header, parts)
@@ -229,8 +246,8 @@ def _check_audio(samples: Float[np.ndarray, "N C"], sample_rate: int) -> None:
     low, high = audio.MIN_SAMPLE_RATE, audio.MAX_SAMPLE_RATE
     if not low <= sample_rate <= high:
         raise AudioError(f"a sample rate of {sample_rate} Hz is not from {low} to {high}")
-    if not 1 <= samples.shape[1] <= container.MAX_CHANNELS:
-        raise AudioError(f"{samples.shape[1]} channels are not from 1 to {container.MAX_CHANNELS}")
+    if not 1 <= samples.shape[1] <= MAX_CHANNELS:
+        raise AudioError(f"{samples.shape[1]} channels are not from 1 to {MAX_CHANNELS}")
     if len(samples) == 0:
         raise AudioError("there are no samples")
     audio.check_usable(samples)
@@ -323,7 +340,7 @@ def _quantize(
         for place in (channel, index):
             key = jax.random.fold_in(key, place)
         chosen = np.asarray(policy(key, jnp.asarray(db), header.coded_count(index)))
-    mask = container.complete_mask(header, channel, index, chosen)
+    mask = complete_mask(header, channel, index, chosen)
     levels = np.rint(db * (1000.0 / header.value_step_mdb)).astype(np.int64)
     turns = 2**header.phase_bits
     phases = np.rint(phase * (turns / (2 * math.pi))).astype(np.int64) % turns
@@ -348,6 +365,7 @@ class _Window(NamedTuple):
         mask: Kept bins.
         valid: Frames that are the clip's.
         loud: Kept bins that no other one is louder than, without the halo.
+        drawn: Kept bins that the seed drew, without the halo.
         phase: Radians, without the halo.
     """
 
@@ -355,6 +373,7 @@ class _Window(NamedTuple):
     mask: Bool[np.ndarray, "F W"]
     valid: Bool[np.ndarray, "F W"]
     loud: Bool[np.ndarray, "F T"]
+    drawn: Bool[np.ndarray, "F T"]
     phase: Float32[np.ndarray, "F T"]
 
 
@@ -368,8 +387,7 @@ def _windows(
         first, end = index * size - halo, (index + 1) * size + halo
         needed = range(max(first // size, 0), min(-(-end // size), header.n_segments))
         decoded = {
-            i: decoded.get(i) or container.decode_segment(header, channel, i, parts[i])
-            for i in needed
+            i: decoded.get(i) or decode_segment(header, channel, i, parts[i]) for i in needed
         }
         frames = np.arange(first, end)
         levels = np.zeros((header.n_bins, len(frames)), np.float32)
@@ -383,13 +401,16 @@ def _windows(
         loud = np.zeros(phase.shape, bool)
         own = decoded[index]
         phase[:, : own.phases.shape[1]] = own.phases * (2 * math.pi / 2**header.phase_bits)
-        if header.mask == "mixed":
+        drawn = np.zeros(phase.shape, bool)
+        drawn[:, : own.mask.shape[1]] = own.mask & ~own.chosen
+        if header.loudest:
             loud[:, : own.chosen.shape[1]] = own.chosen
         yield _Window(
             levels * np.float32(header.value_step_mdb / 1000),
             mask,
             np.broadcast_to((frames >= 0) & (frames < header.n_frames), mask.shape),
             loud,
+            drawn,
             phase,
         )
 
@@ -403,7 +424,7 @@ def _synthesise(
     """Completes and inverts the segments of a channel and adds them where they overlap."""
     config = _frames_config(header)
     # Networks see crops of 96 frames or more in training; of few frames they make too much.
-    match = header.n_frames <= _SHORT_SEGMENTS[0] and header.mask != "positions"
+    match = header.n_frames <= _SHORT_SEGMENTS[0] and header.coded_share != "1"
     run = _completion(network.decoder, config, header.keep_observed, match)
     size = _segment_frames(header) * header.hop_length
     overlap = header.n_fft - header.hop_length
@@ -457,6 +478,7 @@ def _completion(
         mask: Bool[Array, "F W"],
         valid: Bool[Array, "F W"],
         loud: Bool[Array, "F T"],
+        drawn: Bool[Array, "F T"],
         phase: Float[Array, "F T"],
     ) -> Float[Array, " N"]:
         loudest = jnp.max(spectrogram, where=mask, initial=-jnp.inf)
@@ -466,7 +488,7 @@ def _completion(
         )
         completed = bound_levels(completed, kept, loud, loudest)
         if match:
-            completed = match_drawn(completed, kept, mask & ~loud, valid & ~mask)
+            completed = match_drawn(completed, kept, drawn, valid & ~mask)
             completed = bound_levels(completed, kept, loud, loudest)
         if keep_observed:
             completed = put_back(completed, kept, mask)

@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz import jsac
-
 CORPUS = Path(__file__).parent / "corpus"
 MAX_BYTES = 4096
 # The interpreter with NumPy takes 100 MB.
@@ -111,6 +109,7 @@ def _fuzz_once(out: Path, options: dict[str, Any], counts: Any) -> None:
     with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
         include=["jaxsparse"]
     ):
+        from tests.fuzz import jsac
         from tests.fuzz.check import check
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:

@@ -1,7 +1,7 @@
 """A ``.jsac`` file taken apart without judging it, changed, and put together again.
 
-Written from the format and not from the decoder. Checksums and sizes are made to fit, so that a
-change reaches the code behind them.
+The numbers of the header and their limits are those of the codec's own table. Checksums and sizes
+are made to fit, so that a change reaches the code behind them.
 """
 
 import random
@@ -12,51 +12,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-_PREFIX = struct.Struct("<4sBH")
+from jaxsparse.codec.header import FIELDS, VERSIONS, Choice, Field, Flag, Integer, fields_of
+
+_PREFIX = struct.Struct("<4sBHQ")
 _PART = struct.Struct("<II")
 _N_PARTS = 4
 _MAX_SEGMENTS = 12
-FIELDS = {
-    "file_size": "Q",
-    "sample_rate": "I",
-    "channels": "B",
-    "n_samples": "Q",
-    "coded_rate": "I",
-    "n_fft": "I",
-    "win_length": "I",
-    "hop_length": "I",
-    "window": "B",
-    "center": "B",
-    "pad_mode": "B",
-    "frames_per_segment": "H",
-    "mask": "B",
-    "seed": "Q",
-    "value_step_mdb": "I",
-    "phase_bits": "B",
-    "phase_threshold": "B",
-    "keep_observed": "B",
-}
-_FIXED = struct.Struct("<" + "".join(FIELDS.values()) + "32s")
+_CODES = {each.name: each.code for each in FIELDS if each.code in {"B", "H", "I", "Q"}}
 
-# What a decoder takes, what it just doesn't, and the ends of the range.
+# Beside the limits of a field, what is good for a small file, and what reaches a rule of its own.
 _VALUES = {
-    "sample_rate": (1000, 8000, 16_000, 44_100, 768_000, 999, 768_001),
-    "channels": (1, 2, 3, 32, 33),
-    "n_samples": (1, 2, 7, 20, 64, 90, 400, 2**30, 2**31 - 1, 2**31, 2**63),
-    "coded_rate": (16_000, 8000),
-    "n_fft": (4, 6, 8, 10, 16, 32, 34, 2, 5, 2048, 2050),
-    "win_length": (4, 5, 8, 16, 32, 3, 2048),
-    "hop_length": (1, 2, 4, 8, 16, 17, 256, 257),
-    "window": (0, 1),
-    "center": (1, 0, 2),
-    "pad_mode": (0, 1),
-    "frames_per_segment": (1, 2, 3, 4, 12, 302, 303),
-    "mask": (0, 1, 2, 3),
-    "seed": (0, 1, 2**63, 2**64 - 1),
-    "value_step_mdb": (50, 51, 500, 3001, 10_000, 49, 10_001),
-    "phase_bits": (1, 2, 4, 12, 13),
-    "phase_threshold": (0, 1, 40, 80, 255),
-    "keep_observed": (0, 1, 2),
+    "sample_rate": (8000, 16_000, 44_100),
+    "channels": (2, 3),
+    "n_samples": (1, 2, 7, 20, 64, 90, 400, 2**30, 2**63),
+    "n_fft": (6, 8, 10, 16, 32, 34),
+    "win_length": (5, 8, 16, 32),
+    "hop_length": (2, 4, 8, 16, 17),
+    "frames_per_segment": (2, 3, 4, 12),
+    "coded_share": (1, 250, 333, 500, 999),
+    "seed": (1, 2**63),
+    "value_step_mdb": (51, 500, 3001),
+    "phase_bits": (2, 4),
+    "phase_threshold": (40, 80),
 }
 _SPARSITIES = (
     *(b"0.5", b"0.7", b"0.95", b"0.999", b"0.000000000000000001", b"0.999999999999999999"),
@@ -75,23 +52,19 @@ _SPARSITIES = (
 )
 _NETWORKS = (b"mixed", b"random-95", b"", b"../mixed", b"a" * 64, b"a" * 65, b"m\0xed", b"\xe4")
 
-_LIMITS = {
-    "sample_rate": (1000, 768_000),
-    "channels": (1, 32),
-    "n_samples": (1, 2**30),
-    "coded_rate": (16_000, 16_000),
-    "n_fft": (4, 2048),
-    "win_length": (4, 2048),
-    "hop_length": (1, 256),
-    "window": (0, 0),
-    "center": (1, 1),
-    "pad_mode": (0, 0),
-    "frames_per_segment": (1, 302),
-    "mask": (0, 2),
-    "value_step_mdb": (50, 10_000),
-    "phase_bits": (1, 12),
-    "keep_observed": (0, 1),
-}
+
+def _limits(field: Field) -> tuple[int, int]:
+    """The lowest and the highest number that may stand in the file."""
+    if isinstance(field, Integer):
+        return 0 if field.optional else field.low, field.high
+    if isinstance(field, Choice):
+        return 0, len(field.choices) - 1
+    return 0, 1 if isinstance(field, Flag) else 1000
+
+
+_LIMITS = {each.name: _limits(each) for each in FIELDS if each.name in _CODES}
+# What a header can't be without; of a share of nothing version 1 says the same.
+_LIMITS |= {"center": (1, 1), "coded_share": (1, 1000)}
 
 Change = Callable[[bytes], bytes]
 
@@ -102,7 +75,7 @@ class File:
 
     Attributes:
         version: Of the format.
-        fields: Numbers of the header, by the names in `FIELDS`.
+        fields: Numbers of the header by name; those of any version, 0 where it has none.
         sha256: Of the network's weights, 32 bytes.
         texts: Sparsity and network, or whatever else stands there.
         payloads: The parts, four to a segment.
@@ -127,13 +100,24 @@ class File:
         return self.fields["channels"] * -(-frames // size)
 
 
+def _names(version: int) -> list[str]:
+    """The numbers of a version's header; of an unknown version those of the first."""
+    fields = fields_of(version if version in VERSIONS else VERSIONS[0])
+    return [each.name for each in fields if each.name in _CODES]
+
+
+def _fixed(version: int) -> struct.Struct:
+    return struct.Struct("<" + "".join(_CODES[name] for name in _names(version)) + "32s")
+
+
 def take_apart(data: bytes) -> File | None:
     """Takes a file apart as far as it goes; None where not even a header is there."""
-    if len(data) < _PREFIX.size + _FIXED.size:
+    fixed = _fixed(data[4] if len(data) > 4 else 0)
+    start = _PREFIX.size + fixed.size
+    if len(data) < start:
         return None
-    _, version, size = _PREFIX.unpack_from(data)
-    *numbers, sha256 = _FIXED.unpack_from(data, _PREFIX.size)
-    start = _PREFIX.size + _FIXED.size
+    _, version, size, _ = _PREFIX.unpack_from(data)
+    *numbers, sha256 = fixed.unpack_from(data, _PREFIX.size)
     size = min(max(size, start + 4), len(data))
     rest, texts = data[start : size - 4], []
     while rest:
@@ -145,7 +129,7 @@ def take_apart(data: bytes) -> File | None:
         offset += _PART.size
         payloads.append(data[offset : offset + length])
         offset = min(offset + length, len(data))
-    fields = dict(zip(FIELDS, numbers, strict=True))
+    fields = dict.fromkeys(_CODES, 0) | dict(zip(_names(version), numbers, strict=True))
     return File(version, fields, sha256, texts, payloads, data[offset:])
 
 
@@ -165,10 +149,15 @@ def put_together(file: File, **sizes: Any) -> bytes:
     body = b"".join(part(number, payload) for number, payload in enumerate(file.payloads))
     body += file.tail
     texts = b"".join(bytes([len(text)]) + text for text in file.texts)
-    size = _PREFIX.size + _FIXED.size + len(texts) + 4
-    numbers = {**file.fields, "file_size": sizes.get("file_size", size + len(body))}
-    header = _PREFIX.pack(b"JSAC", file.version, sizes.get("header_size", size))
-    header += _FIXED.pack(*(numbers[name] for name in FIELDS), file.sha256) + texts
+    fixed = _fixed(file.version)
+    size = _PREFIX.size + fixed.size + len(texts) + 4
+    header_size, file_size = (
+        sizes.get("header_size", size),
+        sizes.get("file_size", size + len(body)),
+    )
+    header = _PREFIX.pack(b"JSAC", file.version, header_size, file_size)
+    numbers = (file.fields[name] for name in _names(file.version))
+    header += fixed.pack(*numbers, file.sha256) + texts
     return header + struct.pack("<I", zlib.crc32(header)) + body
 
 
@@ -215,15 +204,16 @@ def change_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def _change_field(file: File, rng: random.Random, change: Change) -> None:
-    name = rng.choice(list(_VALUES))
-    bits = 8 * struct.calcsize("<" + FIELDS[name])
+    name = rng.choice(_names(file.version))
+    bits = 8 * struct.calcsize("<" + _CODES[name])
     kind = rng.randrange(8)
     if kind == 0:
         value = rng.getrandbits(rng.randint(1, bits))
     elif kind == 1:
         value = file.fields[name] + rng.randint(-2, 2)
     else:
-        value = rng.choice(_VALUES[name])
+        low, high = _LIMITS[name]
+        value = rng.choice((*_VALUES.get(name, ()), low, high, low - 1, high + 1))
     file.fields[name] = value % 2**bits
 
 
@@ -292,7 +282,7 @@ def _move_parts(file: File, rng: random.Random, change: Change) -> None:
 def _change_rest(file: File, rng: random.Random, change: Change) -> None:
     kind = rng.randrange(4)
     if kind == 0:
-        file.version = rng.randrange(256)
+        file.version = rng.choice((*VERSIONS, rng.randrange(256)))
     elif kind == 1:
         file.sha256 = rng.randbytes(32)
     else:
@@ -302,9 +292,12 @@ def _change_rest(file: File, rng: random.Random, change: Change) -> None:
 def _repair(file: File, rng: random.Random) -> None:
     """Makes a header that is accepted, and as many parts as it promises."""
     fields = file.fields
-    file.version = 1
+    if file.version not in VERSIONS:
+        file.version = rng.choice(VERSIONS)
     for name, (low, high) in _LIMITS.items():
         fields[name] = min(max(fields[name], low), high)
+    # The other flag with these shares is written as version 1.
+    fields["loudest"] = {500: 0, 1000: 1}.get(fields["coded_share"], fields["loudest"])
     fields["n_fft"] -= fields["n_fft"] % 2
     hop = -(-fields["n_fft"] // 8)
     fields["win_length"] = min(max(fields["win_length"], 2 * hop), fields["n_fft"])

@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsparse.audio import MAX_WAV_SAMPLES
 from jaxsparse.codec import container
-from jaxsparse.codec.container import Header, Segment
+from jaxsparse.codec.entropy import Encoder, LevelClass, code_bitmap, code_levels
+from jaxsparse.codec.header import FIELDS, Header, Integer
+from jaxsparse.codec.segment import PARTS, Segment, complete_mask, encode_segment
 from tests.fuzz import jsac
 
 CORPUS = Path(__file__).parent / "corpus"
 NETWORK = "mixed"
+POSITIONS: dict[str, Any] = {"coded_share": "1", "loudest": False}
+RANDOM: dict[str, Any] = {"coded_share": "0", "loudest": False}
 
 _README = """\
 # Faulty files
@@ -36,6 +39,10 @@ nothing. Checksums and sizes fit unless the fault is in them.
 | file | bytes | what is wrong | message |
 | --- | ---: | --- | --- |
 """
+
+
+_NO_FLAG = "a flag in the header is neither 0 nor 1"
+_OF_NOTHING = "no positions are stored that could be those of the loudest bins"
 
 
 class Fault(NamedTuple):
@@ -68,7 +75,8 @@ def make_header(**changes: Any) -> Header:
         "channels": 1,
         "n_samples": 35,
         "sparsity": "0.7",
-        "mask": "mixed",
+        "coded_share": "0.5",
+        "loudest": True,
         "seed": 5,
         "network": NETWORK,
         "network_sha256": _network_sha256(),
@@ -89,7 +97,7 @@ def make_segment(header: Header, channel: int, index: int) -> Segment:
     order = np.argsort(-mdb, axis=None, kind="stable")
     chosen = np.zeros(mdb.shape, bool)
     chosen.reshape(-1)[order[: header.coded_count(index)]] = True
-    mask = container.complete_mask(header, channel, index, chosen)
+    mask = complete_mask(header, channel, index, chosen)
     levels = np.where(mask, mdb // header.value_step_mdb, 0)
     stored = np.ones(mdb.shape, bool)
     if header.phase_threshold is not None:
@@ -103,10 +111,7 @@ def make_file(header: Header) -> bytes:
     places = [(c, s) for c in range(header.channels) for s in range(header.n_segments)]
     return container.pack(
         header,
-        [
-            container.encode_segment(header, *place, make_segment(header, *place))
-            for place in places
-        ],
+        [encode_segment(header, *place, make_segment(header, *place)) for place in places],
     )
 
 
@@ -114,19 +119,23 @@ def valid_files() -> Iterator[tuple[str, bytes]]:
     """Small files of every kind."""
     changes: dict[str, dict[str, Any]] = {
         "mixed": {},
-        "positions": {"mask": "positions"},
-        "random": {"mask": "random"},
+        "positions": POSITIONS,
+        "random": RANDOM,
         "all-phases": {"phase_threshold": None},
         "one-sample": {"n_samples": 1},
         "one-frame": {"n_samples": 9, "frames_per_segment": 1},
         "stereo": {"channels": 2, "sample_rate": 44_100, "n_samples": 40},
         "nothing-kept": {"sparsity": "0.999"},
-        "nearly-all-kept": {"sparsity": "0.001", "mask": "random"},
+        "nearly-all-kept": {"sparsity": "0.001", **RANDOM},
         "coarse": {"value_step_mdb": 10_000, "phase_bits": 1},
         "fine": {"value_step_mdb": 50, "phase_bits": 12},
         "smallest-transform": {"n_fft": 4, "win_length": 4, "hop_length": 1, "n_samples": 12},
         "wide": {"n_fft": 64, "win_length": 64, "hop_length": 32, "n_samples": 120},
         "not-put-back": {"keep_observed": False, "seed": 2**64 - 1},
+        # Version 2.
+        "loudest": {"coded_share": "1"},
+        "loudest-quarter": {"coded_share": "0.25"},
+        "some-positions": {"coded_share": "0.333", "loudest": False},
     }
     for name, change in changes.items():
         yield name, make_file(make_header(**change))
@@ -181,11 +190,11 @@ def _faults_of_bytes() -> Iterator[Fault]:
     yield Fault("magic-alone", "ends after its magic", in_header, data[:4])
     yield Fault("wrong-magic", "a WAV file's magic", "not a .jsac file", b"RIFF" + data[4:])
     yield Fault("magic-case", "magic in lower case", "not a .jsac file", b"jsac" + data[4:])
-    for version in (0, 2, 255):
+    for version in (0, 3, 255):
         yield Fault(
             f"version-{version}",
             f"version {version}, checksum fits",
-            f"version {version} of the format is not known, only 1",
+            f"version {version} of the format is not known, only 1 and 2",
             _with(file, version=version),
         )
     start, *_ = starts = _part_starts(file)
@@ -248,20 +257,24 @@ def _faults_of_bytes() -> Iterator[Fault]:
 def _faults_of_fields() -> Iterator[Fault]:
     file = _file()
     size = len(jsac.put_together(file))
-    limits: dict[str, tuple[int, int, tuple[int, ...]]] = {
-        "sample_rate": (1000, 768_000, (0, 999, 2**32 - 1)),
-        "channels": (1, 32, (0, 255)),
-        "n_samples": (1, MAX_WAV_SAMPLES, (0, 2**31, 2**64 - 1)),
-        "coded_rate": (16_000, 16_000, (0, 48_000)),
-        "n_fft": (4, 2048, (0, 2, 2**31)),
-        "win_length": (4, 16, (0, 17)),
-        "hop_length": (2, 8, (0, 1, 9)),
-        "frames_per_segment": (1, 302, (0, 65535)),
-        "value_step_mdb": (50, 10_000, (0, 49, 2**32 - 1)),
-        "phase_bits": (1, 12, (0, 13, 255)),
+    faulty_values = {
+        "sample_rate": (0, 999, 2**32 - 1),
+        "channels": (0, 255),
+        "n_samples": (0, 2**31, 2**64 - 1),
+        "coded_rate": (0, 48_000),
+        "n_fft": (0, 2, 2**31),
+        "win_length": (0, 17),
+        "hop_length": (0, 1, 9),
+        "frames_per_segment": (0, 65535),
+        "value_step_mdb": (0, 49, 2**32 - 1),
+        "phase_bits": (0, 13, 255),
     }
-    for name, (low, high, values) in limits.items():
+    limits = {each.name: (each.low, each.high) for each in FIELDS if isinstance(each, Integer)}
+    # Where the number alone would do, but not with an n_fft of 16.
+    narrower = {("win_length", 17): (4, 16), ("hop_length", 1): (2, 8), ("hop_length", 9): (2, 8)}
+    for name, values in faulty_values.items():
         for value in values:
+            low, high = narrower.get((name, value), limits[name])
             yield Fault(
                 f"{name.replace('_', '-')}-{value}",
                 f"{name} is {value}",
@@ -279,9 +292,26 @@ def _faults_of_fields() -> Iterator[Fault]:
         yield Fault(
             f"{name.replace('_', '-')}-2",
             f"{name} is neither yes nor no",
-            "a flag in the header is neither 0 nor 1",
+            _NO_FLAG,
             _with(file, **{name: 2}),
         )
+    shared = _file(coded_share="0.25")
+    one_way = "version 2 of the format says what version 1 can say"
+    for name, fault, message, numbers in (
+        (
+            "share-1001",
+            "more than all",
+            "coded_share of 1001 thousandths is more than all",
+            (1001, 1),
+        ),
+        ("share-0-loudest", "the loudest ones of none", _OF_NOTHING, (0, 1)),
+        ("share-0", "version 2 where version 1 would do", one_way, (0, 0)),
+        ("share-500-loudest", "version 2 where version 1 would do", one_way, (500, 1)),
+        ("share-1000", "version 2 where version 1 would do", one_way, (1000, 0)),
+        ("loudest-2", "loudest is neither yes nor no", _NO_FLAG, (250, 2)),
+    ):
+        coded_share, loudest = numbers
+        yield Fault(name, fault, message, _with(shared, coded_share=coded_share, loudest=loudest))
     framed = "frames must be centred and n_fft even"
     yield Fault("n-fft-odd", "n_fft is odd", framed, _with(file, n_fft=17))
     yield Fault("not-centred", "frames are not centred", framed, _with(file, center=0))
@@ -358,7 +388,7 @@ def _faults_of_texts() -> Iterator[Fault]:
         yield Fault(
             f"network-{name}",
             f"the network's name is {text!r}",
-            f"network name {text!r} is not usable",
+            f"network {text!r} is not a usable name",
             _with(file, texts=[sparsity, text.encode()]),
         )
     contradiction = "the header contradicts itself"
@@ -375,7 +405,7 @@ def _faults_of_parts() -> Iterator[Fault]:
     data = jsac.put_together(file)
     starts = _part_starts(file)
     for number in (0, 1, 2, 3, 5):
-        name = container.PARTS[number % 4]
+        name = PARTS[number % 4]
         yield Fault(
             f"{name.replace('_', '-')}-bit-{number // 4}",
             f"a bit of the {name} part of segment {number // 4} flipped",
@@ -463,7 +493,7 @@ def _faults_of_code() -> Iterator[Fault]:
         payloads = [*source.payloads[:number], payload, *source.payloads[number + 1 :]]
         return Fault(name, fault, message, _with(source, payloads=payloads), decoded=True)
 
-    for number, name in enumerate(container.PARTS):
+    for number, name in enumerate(PARTS):
         said = name.replace("_", " ")
         slug = name.replace("_", "-")
         # The values part begins with three numbers.
@@ -561,7 +591,7 @@ def _faults_of_code() -> Iterator[Fault]:
         bytes(6),
         silent,
     )
-    drawn = _file(mask="random")
+    drawn = _file(**RANDOM)
     yield fault(
         "mask-of-seed",
         "positions where the seed gives them",
@@ -595,20 +625,20 @@ def _mask_of_one_more() -> bytes:
     chosen = np.ascontiguousarray(make_segment(header, 0, 0).chosen.T)
     density = Fraction(header.coded_count(0), chosen.size)
     chosen.reshape(-1)[np.argmin(chosen)] = True
-    coder = container._Encoder()
-    container._code_bitmap(coder, chosen, None, density)
+    coder = Encoder()
+    code_bitmap(coder, chosen, None, density)
     return coder.data()
 
 
 def _values_of_a_wider_span() -> bytes:
     """The values part of the first segment of a random mask with a span that is not reached."""
-    header = make_header(mask="random")
-    chosen, mask, levels = (np.array(array.T) for array in make_segment(header, 0, 0)[:3])
+    header = make_header(**RANDOM)
+    _, mask, levels = (np.array(array.T) for array in make_segment(header, 0, 0)[:3])
     base = int(levels[mask].min())
     span = int(levels[mask].max()) - base + 1
-    coder = container._Encoder()
+    coder = Encoder()
     relative = np.where(mask, levels - base, 0)
-    container._code_levels(coder, header, relative, chosen, mask, span, span)
+    code_levels(coder, relative, [LevelClass(mask, 0, span)], header.value_step_mdb)
     return struct.pack("<hHH", base, span, span) + coder.data()
 
 
