@@ -12,13 +12,16 @@ import matplotlib.figure
 import numpy as np
 import pytest
 import soundfile
+from reference import decoder
 from test_reference_metrics import worker_command
 
 from eval import reconstruction, report
 from eval.rows import RowFile
+from jaxsparse import interpolate
 from jaxsparse.data.clips import find_clips
 from jaxsparse.masks import count_observed
 from jaxsparse.metrics import reference as host
+from jaxsparse.pretrained import Card, Pretrained
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from jaxsparse.types import SAMPLE_RATE
@@ -26,6 +29,10 @@ from jaxsparse.types import SAMPLE_RATE
 N_SAMPLES = 12_000
 SHAPE = (1025, 1 + N_SAMPLES // 256)
 OBSERVED = 60.0
+CARDS = {
+    "random-95": Card("that of random-95", ("random",), (0.95,)),
+    "mixed": Card("that of mixed", ("mixed",), (0.8, 0.95)),
+}
 
 
 def apply(params, spectrogram, mask, valid=None):
@@ -56,15 +63,14 @@ def networks(monkeypatch):
     monkeypatch.setattr(
         reconstruction.pretrained,
         "load_pretrained",
-        lambda name: (apply, {"offset": offsets[name]}, {"sha256": f"that of {name}"}),
+        lambda name: Pretrained(decoder(apply), {"offset": offsets[name]}, CARDS[name]),
     )
     return offsets
 
 
 def settings(data, **changes):
     defaults = {
-        "networks": ("random-95", "mixed"),
-        "interpolations": (),
+        "decoders": ("random-95", "mixed"),
         "phases": ("all",),
         "seeds": (0, 1),
         "n_samples": N_SAMPLES,
@@ -76,7 +82,7 @@ def settings(data, **changes):
 
 def flags(data, *more):
     return [
-        *("--data", str(data), "--networks", "mixed", "--interpolations", "--phases", "all"),
+        *("--data", str(data), "--decoders", "mixed", "--phases", "all"),
         *("--seeds", "3", "--n-samples", str(N_SAMPLES), "--no-scores", *more),
     ]
 
@@ -88,7 +94,7 @@ def read_rows(out):
 def test_evaluates_every_clip_method_and_seed(data, networks, tmp_path):
     out = tmp_path / "run"
     summary = reconstruction.run(
-        settings(data, interpolations=("linear",), scores=True, out=out, workers=2)
+        settings(data, decoders=("random-95", "mixed", "linear"), scores=True, out=out, workers=2)
     )
 
     rows = read_rows(out)
@@ -175,12 +181,14 @@ def test_masks_depend_on_the_seed_and_the_clips_name_only(data, monkeypatch):
         return spectrogram
 
     monkeypatch.setattr(
-        reconstruction.pretrained, "load_pretrained", lambda name: (spy, {}, {"sha256": ""})
+        reconstruction.pretrained,
+        "load_pretrained",
+        lambda name: Pretrained(decoder(spy), {}, CARDS[name]),
     )
 
     def masks(folder=data, **changes):
         seen.clear()
-        reconstruction.run(settings(folder, networks=("random-95",), **changes))
+        reconstruction.run(settings(folder, decoders=("random-95",), **changes))
         jax.effects_barrier()
         return set(seen)
 
@@ -193,44 +201,46 @@ def test_masks_depend_on_the_seed_and_the_clips_name_only(data, monkeypatch):
 
     interpolated = set()
 
-    def note(spectrogram, mask, kind):
+    def note(spectrogram, mask, method):
         interpolated.add(np.packbits(mask).tobytes())
         return spectrogram
 
-    monkeypatch.setattr(reconstruction, "interpolate", note)
-    assert masks(interpolations=("nearest",)) == both == interpolated
+    monkeypatch.setattr(interpolate, "interpolate", note)
+    assert masks(decoders=("random-95", "nearest")) == both == interpolated
 
 
 def test_an_interpolation_is_closer_where_more_is_kept(data):
     errors = [
         reconstruction.run(
-            settings(data / "0", networks=(name,), sparsity=(sparsity,), interpolations=("linear",))
+            settings(data / "0", decoders=(name, "linear"), sparsity=(sparsity,))
         )["groups"][-1]["mse"]["mean"]
         for name, sparsity in (("mixed", 0.8), ("mixed", 0.95))
     ]
     assert 0 < errors[0] < errors[1]
 
 
-def test_files_of_parameters_instead_of_the_shipped_networks(data, monkeypatch, tmp_path):
-    mine, other = (tmp_path / name / "network.safetensors" for name in ("mine", "other"))
+def test_files_of_weights(data, monkeypatch, tmp_path):
+    mine, other = (
+        str(tmp_path / name / "network.safetensors") for name in ("mine", "other")
+    )
     offsets = {mine: 2.0, other: 3.0}
     monkeypatch.setattr(
         reconstruction.pretrained,
         "load_weights",
-        lambda path: (apply, {"offset": offsets[path]}, {"sha256": ""}),
+        lambda path: Pretrained(decoder(apply), {"offset": offsets[path]}, Card("")),
     )
     chosen = settings(
-        data, mask="mixed", sparsity=(0.8, 0.9), limit=1, keep_observed="yes", scores=False
+        data, mask=("mixed",), sparsity=(0.8, 0.9), limit=1, keep_observed="yes", scores=False
     )
-    one = reconstruction.run(replace(chosen, params=(mine,)))["groups"]
+    one = reconstruction.run(replace(chosen, decoders=(mine,)))["groups"]
     assert [(g["method"], g["mask"], g["sparsity"]) for g in one[1:]] == [
         ("network", "mixed", 0.8),
         ("network", "mixed", 0.9),
     ]
-    both = reconstruction.run(replace(chosen, params=(mine, other)))["groups"]
+    both = reconstruction.run(replace(chosen, decoders=(mine, other)))["groups"]
     found = {(g["method"], g["sparsity"]): g["mse"]["mean"] for g in both[1:]}
     expected = {
-        (path.parent.name, sparsity): sparsity * offset**2
+        (Path(path).parent.name, sparsity): sparsity * offset**2
         for path, offset in offsets.items()
         for sparsity in (0.8, 0.9)
     }
@@ -238,9 +248,9 @@ def test_files_of_parameters_instead_of_the_shipped_networks(data, monkeypatch, 
 
 
 def test_networks_that_would_have_the_same_name_are_refused(data, tmp_path):
-    files = (tmp_path / "a" / "x" / "network.safetensors", tmp_path / "b" / "x" / "network.other")
+    files = tuple(str(tmp_path / name / "x" / "network.safetensors") for name in "ab")
     with pytest.raises(reconstruction.SettingsError, match="different names"):
-        reconstruction.run(settings(data, params=files))
+        reconstruction.run(settings(data, decoders=files))
 
 
 def test_missing_values_never_hide_in_a_mean():
@@ -356,7 +366,7 @@ def test_a_segment_that_the_method_lost_makes_its_clip_missing():
 
 
 def test_a_stopped_run_goes_on_where_it_was(data, monkeypatch, tmp_path, capsys):
-    more = ("--batch", "1", "--json", "--networks", "mixed", "random-95", "--seeds", "0", "1")
+    more = ("--batch", "1", "--json", "--decoders", "mixed", "random-95", "--seeds", "0", "1")
     assert reconstruction.main(flags(data, *more, "--out", str(tmp_path / "whole"))) == 0
     expected = json.loads(capsys.readouterr().out)
 
@@ -496,7 +506,7 @@ def test_plots_show_the_means(data, tmp_path, monkeypatch):
 
 
 def test_no_plot_is_drawn_without_a_line(data, tmp_path):
-    choice = {"networks": ("mixed",), "phases": ("all", "60"), "scores": True, "seeds": (0,)}
+    choice = {"decoders": ("mixed",), "phases": ("all", "60"), "scores": True, "seeds": (0,)}
     reconstruction.run(settings(data / "0", out=tmp_path / "run", **choice))
     names = {path.name for path in (tmp_path / "run").glob("*.png")}
     assert names == {"mse.png", "pesq.png", "stoi.png"}
@@ -518,10 +528,12 @@ def test_command_line(data, capsys):
         (("--batch", "0"), "batch must be at least 1"),
         (("--seeds", "1", "1"), "seeds needs at least one value, each of them once"),
         (("--split", "test"), "not a prepared data set"),
-        (("--networks", "huge"), "no network is named 'huge'"),
+        (("--decoders", "huge"), "no network is named 'huge'"),
         (("--out", __file__), f"{__file__}: Not a directory"),
-        (("--networks", "mixed", "mixed"), "networks needs at least one value, each of them once"),
-        (("--networks",), "networks needs at least one value"),
+        (("--decoders", "mixed", "mixed"), "decoders needs at least one value, each of them once"),
+        (("--decoders",), "decoders needs at least one value"),
+        (("--decoders", "sparse-cnn"), "sparse-cnn has to be trained"),
+        (("--mask", "loud"), "no policy is named 'loud'; there are random, mixed"),
     ],
 )
 def test_bad_settings_are_one_line(data, monkeypatch, capsys, more, fault):

@@ -51,7 +51,9 @@ def likeness(*, reference, estimate, sample_rate, band):
 
 @pytest.fixture(scope="module", autouse=True)
 def network():
-    loaded = Pretrained(apply, {"level": jnp.float32(LEVEL)}, {"sha256": "that of the level"})
+    loaded = Pretrained(
+        decoder(apply), {"level": jnp.float32(LEVEL)}, Card("that of the level", ("random",), ())
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrained, "load_pretrained", lambda name: loaded)
         patch.setattr(objectives, "pesq_surrogate", likeness)

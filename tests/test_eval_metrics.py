@@ -6,6 +6,7 @@ import pytest
 import soundfile
 from pesq import pesq
 from pystoi import stoi
+from reference import decoder
 from test_reference_metrics import speech_like
 
 from eval import degradations, metrics
@@ -30,12 +31,14 @@ def apply(params, spectrogram, mask, valid=None):
 
 @pytest.fixture(scope="module", autouse=True)
 def networks():
-    loaded = pretrained.Pretrained(apply, {"level": jnp.float32(-20.0)}, {})
+    loaded = pretrained.Pretrained(
+        decoder(apply), {"level": jnp.float32(-20.0)}, pretrained.Card("")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrained, "load_pretrained", lambda name: loaded)
-        degradations._network.cache_clear()
+        degradations._load.cache_clear()
         yield
-    degradations._network.cache_clear()
+    degradations._load.cache_clear()
 
 
 @pytest.fixture(scope="module")
