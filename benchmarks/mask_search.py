@@ -102,7 +102,7 @@ def count_compilations() -> int:
     """What XLA compiles in a whole search of 500 generations of 50."""
     import jax
 
-    from jaxsparse.search.base import run
+    from jaxsparse.search.run import run
 
     events = []
 

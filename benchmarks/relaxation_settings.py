@@ -25,8 +25,9 @@ from jaxsparse.data.clips import FileClip
 from jaxsparse.errors import JaxsparseError, describe
 from jaxsparse.masks import count_observed
 from jaxsparse.objectives import mse_objective
-from jaxsparse.search.base import Search, batch, run
+from jaxsparse.search.contract import Search
 from jaxsparse.search.lagrangian import LagrangianSettings, lagrangian, logistic
+from jaxsparse.search.run import batch, run
 from jaxsparse.stft import stft
 
 NETWORK, SPARSITY = "random-95", 0.95

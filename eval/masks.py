@@ -55,7 +55,7 @@ from jaxsparse.metrics import ScorePool
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
-from jaxsparse.search import base
+from jaxsparse.search.contract import Search
 from jaxsparse.search.genetic import WITHOUT_REPRODUCTION, GeneticConfig, genetic
 from jaxsparse.search.lagrangian import (
     LagrangianSettings,
@@ -66,6 +66,8 @@ from jaxsparse.search.lagrangian import (
     logistic,
     soft_mask,
 )
+from jaxsparse.search.run import Result
+from jaxsparse.search.run import run as run_search
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from jaxsparse.strict_json import parse_object
@@ -573,8 +575,8 @@ def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
     )
 
 
-def _search(settings: Settings, task: Task, search: base.Search, steps: int) -> base.Result:
-    return base.run(
+def _search(settings: Settings, task: Task, search: Search, steps: int) -> Result:
+    return run_search(
         search,
         jax.random.fold_in(mask_key(settings.seed, task.sound.file), _KEYS[task.search]),
         steps=steps,

@@ -8,8 +8,7 @@ import pytest
 from jax.tree_util import Partial
 
 from jaxsparse.masks import unpack_mask
-from jaxsparse.search import base
-from jaxsparse.search.base import HostObjective
+from jaxsparse.search.contract import HostObjective
 from jaxsparse.search.lagrangian import (
     LagrangianSettings,
     Relaxation,
@@ -23,6 +22,7 @@ from jaxsparse.search.lagrangian import (
     soft_mask,
     straight_through,
 )
+from jaxsparse.search.run import batch, run
 from tests.reference import Compilations, derivative, project_to_count
 
 SHAPE = (4, 5)
@@ -239,12 +239,12 @@ def slow_search(scores, start, target, settings, steps, updates_per_step, every)
 )
 def test_history_is_that_of_a_slow_loop(key, target, settings, every):
     search = search_of(target, settings=settings, updates_per_step=7, multiplier_every=every)
-    state = base.run(search, key, steps=0).state
+    state = run(search, key, steps=0).state
     start = np.asarray(unpack_mask(state.start, SHAPE))
     scores, expected = slow_search(
         state.scores, start, np.asarray(target, np.float64), settings, 6, 7, every
     )
-    result = base.run(search, key, steps=6)
+    result = run(search, key, steps=6)
     assert expected["crossings"].max() > 0 and expected["best"][-1] < expected["best"][0]
     for name, values in expected.items():
         np.testing.assert_allclose(result.history[name], values, rtol=2e-4, atol=2e-5, err_msg=name)
@@ -288,9 +288,9 @@ def optimum(target):
 def test_finds_the_optimum_and_converges(key, target, relaxation):
     search = search_of(target, relaxation=relaxation)
     objective = Partial(quadratic, target)
-    start = base.run(search, key, steps=0).state
+    start = run(search, key, steps=0).state
     at_start = kkt_residual(objective, relaxation, start, COUNT)
-    result = base.run(search, key, steps=10)
+    result = run(search, key, steps=10)
     state = result.state
     np.testing.assert_array_equal(hard_mask(state, COUNT), optimum(target))
     np.testing.assert_array_equal(result.mask(SHAPE), optimum(target))
@@ -306,7 +306,7 @@ def test_finds_the_optimum_and_converges(key, target, relaxation):
 
 def test_violation_shrinks_without_a_penalty(key, target):
     search = search_of(target, settings=LagrangianSettings(0.1, 5.0, penalty=0.0))
-    violation = np.abs(base.run(search, key, steps=10).history["violation"])
+    violation = np.abs(run(search, key, steps=10).history["violation"])
     assert violation[0] > 0.02 and violation[-1] < 0.002
 
 
@@ -320,18 +320,18 @@ def test_straight_through_improves(key, target):
         SETTINGS,
         relaxation=straight_through(COUNT),
     )
-    result = base.run(search, key, steps=2)
+    result = run(search, key, steps=2)
     np.testing.assert_array_equal(result.mask(SHAPE), optimum(target))
     # The soft mask is the rounded one.
     np.testing.assert_allclose(result.history["loss"], result.history["hard_loss"], rtol=1e-6)
 
 
 def test_crossings_are_from_the_start(key, target):
-    result = base.run(search_of(target), key, steps=10)
+    result = run(search_of(target), key, steps=10)
     crossed = unpack_mask(result.state.start, SHAPE) != hard_mask(result.state, COUNT)
     assert np.sum(crossed) == result.history["crossings"][-1] > 0
     still = search_of(target, settings=LagrangianSettings(learning_rate=0.0))
-    assert np.all(base.run(still, key, steps=10).history["crossings"] == 0)
+    assert np.all(run(still, key, steps=10).history["crossings"] == 0)
 
 
 def test_a_relaxation_of_ones_own(key, target):
@@ -340,7 +340,7 @@ def test_a_relaxation_of_ones_own(key, target):
         lambda key, mask: jnp.where(mask, 0.6, 0.4),
     )
     search = search_of(target, relaxation=clipped, settings=SETTINGS._replace(learning_rate=0.01))
-    result = base.run(search, key, steps=5)
+    result = run(search, key, steps=5)
     np.testing.assert_array_equal(hard_mask(result.state, COUNT), optimum(target))
 
 
@@ -360,7 +360,7 @@ def test_sweep_of_settings_is_a_loop(key, target):
             target, settings=settings, relaxation=logistic(steepness), updates_per_step=20
         )
 
-    sweep = base.batch(make, (settings, steepness))
+    sweep = batch(make, (settings, steepness))
     call = jax.jit(lambda function, *arguments: function(*arguments))
     state, info = call(sweep.step, key, call(sweep.init, key))
     assert sweep.evaluations == 16 * 22
@@ -377,16 +377,16 @@ def test_sweep_of_settings_is_a_loop(key, target):
 
 
 def test_another_clip_count_setting_or_steepness_compiles_nothing(key, target):
-    def run(target, count, settings, relaxation):
+    def go(target, count, settings, relaxation):
         search = search_of(target, count, settings, relaxation=relaxation)
-        return base.run(search, key, steps=10)
+        return run(search, key, steps=10)
 
-    run(target, COUNT, SETTINGS, logistic())
-    run(target, COUNT, SETTINGS, exact_sum(COUNT))
+    go(target, COUNT, SETTINGS, logistic())
+    go(target, COUNT, SETTINGS, exact_sum(COUNT))
     other, other_target = LagrangianSettings(0.2, 1.0, 3.0, 0.1, 0.5), 1 - target
     with Compilations() as compilations:
-        run(other_target, 7, other, logistic(2.0, 4.0, 30))
-        run(other_target, 7, other, exact_sum(7, 2.0))
+        go(other_target, 7, other, logistic(2.0, 4.0, 30))
+        go(other_target, 7, other, exact_sum(7, 2.0))
     assert compilations.count == 0
 
 
@@ -398,7 +398,7 @@ def test_nan_of_one_entry_does_not_end_the_search_for_all(key, target):
         # Its gradient is 0 * inf in the corner alone.
         return quadratic(target, mask)[0] + jnp.sqrt(0 * mask[0, 0]), None
 
-    result = base.run(lagrangian(objective, SHAPE, COUNT, SETTINGS), key, steps=10)
+    result = run(lagrangian(objective, SHAPE, COUNT, SETTINGS), key, steps=10)
     assert np.all(np.isfinite(result.state.scores))
     assert np.all(result.history["failed"] == 100)
     assert np.all(np.isfinite(result.history["loss"]))
@@ -414,7 +414,7 @@ def test_nan_of_all_soft_masks_shows_and_does_not_poison(key):
         loss = jnp.mean(mask.astype(jnp.float32))
         return loss if mask.dtype == bool else loss * jnp.nan, None
 
-    result = base.run(lagrangian(objective, SHAPE, COUNT, SETTINGS), key, steps=2)
+    result = run(lagrangian(objective, SHAPE, COUNT, SETTINGS), key, steps=2)
     assert np.all(np.isfinite(result.state.scores)) and np.isfinite(result.state.multiplier)
     assert np.all(result.history["failed"] == 100)
     assert np.all(np.isnan(result.history["loss"]))

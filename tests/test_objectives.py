@@ -13,9 +13,10 @@ from jaxsparse.metrics import ScorePool, reference_pesq
 from jaxsparse.metrics.surrogate import pesq_surrogate
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
 from jaxsparse.reconstruct import evaluate_masks, reconstruct_spectrogram, to_waveform
-from jaxsparse.search.base import name_of, run
+from jaxsparse.search.contract import identity_of
 from jaxsparse.search.genetic import GeneticConfig, genetic
 from jaxsparse.search.lagrangian import constant_mask
+from jaxsparse.search.run import run
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
 
@@ -148,7 +149,7 @@ def test_checkpoints_tell_surrogates_by_their_names(clip):
         {"config": STFTConfig(pad_mode="edge")},
     )
     made = [surrogate_objective(*arguments, **option) for option in options]
-    assert len({name_of(objective) for objective in made}) == len(options)
+    assert len({identity_of(objective) for objective in made}) == len(options)
     assert surrogate_objective(*arguments).func is made[0].func
 
 

@@ -17,19 +17,18 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxsparse.masks import check_count, pack_mask, project_ranks, random_mask, unpack_mask
-from jaxsparse.search.base import (
+from jaxsparse.search.contract import (
     Best,
     HostObjective,
     Objective,
     Search,
     archive,
-    as_partial,
-    chunk_size,
+    as_tree,
     empty_archive,
-    evaluate,
-    name_of,
+    identity_of,
     worst_if_nan,
 )
+from jaxsparse.search.population import chunk_size, evaluate
 from jaxsparse.types import HardMask, PRNGKey
 
 Crossover: TypeAlias = Literal["uniform", "blocks", "bands"]
@@ -136,11 +135,11 @@ def genetic(
     identity: tuple[Any, ...] = ("genetic", repr(config), str(shape))
     if on_host:
         scorer = Partial(objective.score)
-        identity += (name_of(scorer), objective.identity)
+        identity += (identity_of(scorer), objective.identity)
         init, step = _host_functions(config, shape)
     else:
-        scorer = as_partial(objective)
-        identity += (name_of(scorer),)
+        scorer = as_tree(objective)
+        identity += (identity_of(scorer),)
         chunk = min(chunk_size(scorer, shape, chunk_bytes), config.population_size)
         init, step = _device_functions(config, shape, chunk)
     return Search(

@@ -24,14 +24,14 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxsparse.masks import check_count, pack_mask, project_to_count, random_mask
-from jaxsparse.search.base import (
+from jaxsparse.search.contract import (
     Best,
     Objective,
     Search,
     archive,
-    as_partial,
+    as_tree,
     empty_archive,
-    name_of,
+    identity_of,
 )
 from jaxsparse.types import HardMask, PRNGKey, SoftMask
 
@@ -265,7 +265,7 @@ def lagrangian(
         shape: F and T.
         count: Ones of the rounded mask and sum of the soft one; another count compiles nothing
             anew, nor do other settings.
-        settings: Numbers; for a sweep in one call see `jaxsparse.search.base.batch`.
+        settings: Numbers; for a sweep in one call see `jaxsparse.search.run.batch`.
         relaxation: phi; `logistic` by default.
         updates_per_step: Updates in a step.
         multiplier_every: The multiplier is updated with each so many-th of them.
@@ -280,10 +280,10 @@ def lagrangian(
             f"a step has at least one update, not {updates_per_step}, and so has the multiplier's"
             f" period, not {multiplier_every}"
         )
-    relaxation = Relaxation(*map(as_partial, logistic() if relaxation is None else relaxation))
+    relaxation = Relaxation(*map(as_tree, logistic() if relaxation is None else relaxation))
     init, step = _functions(shape, updates_per_step, multiplier_every)
     problem = _Problem(
-        as_partial(objective),
+        as_tree(objective),
         relaxation,
         jnp.asarray(count, jnp.int32),
         LagrangianSettings(*map(_float, settings)),
@@ -291,7 +291,7 @@ def lagrangian(
     # Beside the updates, a step evaluates the soft and the rounded mask that it ends with.
     functions = (problem.objective, *relaxation)
     settled = str((shape, updates_per_step, multiplier_every))
-    identity = ("lagrangian", settled, *map(name_of, functions))
+    identity = ("lagrangian", settled, *map(identity_of, functions))
     return Search(
         Partial(init, problem),
         Partial(step, problem),
@@ -302,7 +302,7 @@ def lagrangian(
 
 
 class _Problem(NamedTuple):
-    objective: Partial
+    objective: Callable
     relaxation: Relaxation
     n_ones: Array
     settings: LagrangianSettings
@@ -378,7 +378,7 @@ def _functions(
     return init, step
 
 
-def _score(objective: Partial, mask: HardMask) -> tuple[Array, Array, Any]:
+def _score(objective: Callable, mask: HardMask) -> tuple[Array, Array, Any]:
     """Bits, loss and aux of a hard mask."""
     loss, aux = objective(mask)
     return pack_mask(mask), loss.astype(jnp.float32), aux
@@ -467,9 +467,9 @@ def kkt_residual(
         state: A search's.
         count: Sum that was asked for.
     """
-    relaxation = Relaxation(*map(as_partial, relaxation))
+    relaxation = Relaxation(*map(as_tree, relaxation))
     problem = _Problem(
-        as_partial(objective), relaxation, jnp.asarray(count, jnp.int32), LagrangianSettings()
+        as_tree(objective), relaxation, jnp.asarray(count, jnp.int32), LagrangianSettings()
     )
     return _kkt(problem, state.scores, state.updates, state.multiplier)
 
