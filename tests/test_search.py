@@ -21,13 +21,8 @@ from jaxsparse.masks import pack_mask, random_mask, unpack_mask
 from jaxsparse.search import run as running
 from jaxsparse.search.contract import Best, HostObjective, Search, archive, empty_archive
 from jaxsparse.search.genetic import WITHOUT_REPRODUCTION, GeneticConfig, genetic
-from jaxsparse.search.lagrangian import (
-    LagrangianSettings,
-    exact_sum,
-    lagrangian,
-    logistic,
-    straight_through,
-)
+from jaxsparse.search.lagrangian import LagrangianSettings, lagrangian
+from jaxsparse.search.relaxations import RELAXATIONS, logistic
 from jaxsparse.search.run import batch, run
 from tests.reference import Compilations
 
@@ -84,10 +79,8 @@ SEARCHES = {
         GeneticConfig(20, WITHOUT_REPRODUCTION.elite_share, WITHOUT_REPRODUCTION.child_share),
     ),
     "host": lambda objective: genetic(on_host(objective), SHAPE, COUNT, SMALL),
-    "logistic": relax(logistic()),
     "annealed": relax(logistic(1.0, 8.0, updates=200)),
-    "straight-through": relax(straight_through(COUNT)),
-    "exact-sum": relax(exact_sum(COUNT)),
+    **{name: relax(make()) for name, make in RELAXATIONS.items()},
 }
 STEPS = {name: 8 if name == "host" else 40 for name in SEARCHES}
 

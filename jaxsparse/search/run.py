@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,14 +50,14 @@ class Result(NamedTuple):
         return self.state.best
 
     def mask(self, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-        """The best mask, unpacked; for a batch, with its axis first."""
+        """Unpacks the best mask; for a batch, with its axis first."""
         bits = self.best.bits
         unpack = functools.partial(unpack_mask, shape=shape)
         return unpack(bits) if bits.ndim == 1 else jax.vmap(unpack)(bits)
 
 
 def batch(make: Callable[[Any], Search], data: Any) -> Search:
-    """Independent searches side by side, by ``vmap``: over clips, settings or islands.
+    """Makes independent searches run side by side, by ``vmap``: over clips, settings or islands.
 
     States, infos and results have the batch as their first axis. Each search gets a key of its
     own, split from the one that `init` or `step` is given. Each evaluates a chunk at a time, so
@@ -74,29 +75,35 @@ def batch(make: Callable[[Any], Search], data: Any) -> Search:
     if first.on_host:
         raise ValueError("searches whose objective leaves the device can't be batched")
     n = jax.tree.leaves(data)[0].shape[0]
-    init, step = _batched(make)
+    searches = _Batch(data, make)
     return Search(
-        Partial(init, data),
-        Partial(step, data),
+        Partial(_init_batch, searches),
+        Partial(_step_batch, searches),
         n * first.initial_evaluations,
         n * first.evaluations,
         identity=first.identity,
     )
 
 
-@functools.lru_cache
-def _batched(make: Callable[[Any], Search]) -> tuple[Callable, Callable]:
-    def split(data: Any, key: PRNGKey) -> Array:
-        return jax.random.split(key, jax.tree.leaves(data)[0].shape[0])
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Batch:
+    data: Any
+    make: Callable[[Any], Search] = field(metadata={"static": True})
 
-    def init(data: Any, key: PRNGKey) -> Any:
-        return jax.vmap(lambda entry, own: make(entry).init(own))(data, split(data, key))
+    def split(self, key: PRNGKey) -> Array:
+        return jax.random.split(key, jax.tree.leaves(self.data)[0].shape[0])
 
-    def step(data: Any, key: PRNGKey, state: Any) -> tuple[Any, Any]:
-        advance = jax.vmap(lambda entry, own, state: make(entry).step(own, state))
-        return advance(data, split(data, key), state)
 
-    return init, step
+def _init_batch(searches: _Batch, key: PRNGKey) -> Any:
+    return jax.vmap(lambda entry, own: searches.make(entry).init(own))(
+        searches.data, searches.split(key)
+    )
+
+
+def _step_batch(searches: _Batch, key: PRNGKey, state: Any) -> tuple[Any, Any]:
+    advance = jax.vmap(lambda entry, own, state: searches.make(entry).step(own, state))
+    return advance(searches.data, searches.split(key), state)
 
 
 def run(
@@ -197,7 +204,7 @@ class _Loop:
         self.seconds = time.perf_counter() - began
 
     def calls(self, minutes: float | None) -> Iterator[int]:
-        """Advances; yields how many steps each call took."""
+        """Advances call by call; yields the steps of each call."""
         advance = self._on_host if self.search.on_host else self._compiled()
         n = self.call_steps if self.one_call else 1
         began = time.perf_counter()
@@ -234,7 +241,7 @@ class _Loop:
             self.history.append({k: np.asarray(v)[None] for k, v in info._asdict().items()})
 
     def stacked(self) -> dict[str, np.ndarray]:
-        """The history so far, its fields in order; empty before the first step."""
+        """Joins the history so far, its fields in order; empty before the first step."""
         parts = self.history
         if not parts:
             return {}
@@ -247,15 +254,15 @@ class _Loop:
 
 
 @jax.jit
-def _init(init: Partial, key: PRNGKey) -> Any:
+def _init(init: Callable, key: PRNGKey) -> Any:
     return init(key)
 
 
 @functools.partial(jax.jit, donate_argnums=2)
 def _advance(
-    step: Partial, key: PRNGKey, state: Any, start: Any, stop: Any, infos: Any
+    step: Callable, key: PRNGKey, state: Any, start: Any, stop: Any, infos: Any
 ) -> tuple[Any, Any]:
-    """Steps from `start` to `stop`, which are traced: calls of any length are compiled once."""
+    """Advances from step `start` to `stop`, both traced: calls of any length compile once."""
 
     def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state, infos = carry
@@ -323,7 +330,7 @@ def _check_saved(found: Any) -> None:
 
 
 def _fingerprint(search: Search, key: PRNGKey) -> str:
-    """SHA-256 of what decides on a run and can be seen; closures can't be looked into."""
+    """Returns the SHA-256 of all that determines a run but the arrays of closures."""
     digest = hashlib.sha256()
     parts = (key, as_tree(search.init), as_tree(search.step), search[2:])
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
