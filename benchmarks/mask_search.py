@@ -64,7 +64,7 @@ def ours(problem: train_step.Problem, population: int) -> tuple[Callable, Callab
     import jax.numpy as jnp
 
     search = make_search(problem, population)
-    objective = search.step.args[0]
+    objective = search.step.args[0].evaluate
     state = [jax.jit(lambda init, key: init(key))(search.init, jax.random.key(0))]
     step = jax.jit(lambda step, key, state: step(key, state))
 
@@ -102,7 +102,7 @@ def count_compilations() -> int:
     """What XLA compiles in a whole search of 500 generations of 50."""
     import jax
 
-    from jaxsparse.search.base import run
+    from jaxsparse.search.run import run
 
     events = []
 

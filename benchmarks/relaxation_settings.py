@@ -25,8 +25,10 @@ from jaxsparse.data.clips import FileClip
 from jaxsparse.errors import JaxsparseError, describe
 from jaxsparse.masks import count_observed
 from jaxsparse.objectives import mse_objective
-from jaxsparse.search.base import Search, batch, run
-from jaxsparse.search.lagrangian import LagrangianSettings, lagrangian, logistic
+from jaxsparse.search.contract import Search
+from jaxsparse.search.lagrangian import LagrangianSettings, lagrangian
+from jaxsparse.search.relaxations import RELAXATIONS
+from jaxsparse.search.run import batch, run
 from jaxsparse.stft import stft
 
 NETWORK, SPARSITY = "random-95", 0.95
@@ -46,6 +48,8 @@ class Settings:
     multiplier_rate: tuple[float, ...] = (1.0, 100.0)
     penalty: tuple[float, ...] = (0.0, 1000.0)
     steepness: tuple[float, ...] = (1.0, 4.0)
+    relaxation: str = "logistic"
+    """Map from scores to soft masks, by its name; for an unknown one the names are listed."""
     seed: int = 0
     """Of the start."""
     json: bool = False
@@ -53,7 +57,16 @@ class Settings:
 
 
 def sweep(settings: Settings) -> list[dict[str, float]]:
-    """Runs all combinations; a line of results for each, in the order of `itertools.product`."""
+    """Runs all combinations; a line of results for each, in the order of `itertools.product`.
+
+    Raises:
+        AudioError: If the clip can't be read.
+        JaxsparseError: If there is no relaxation of that name.
+        OSError: If the clip can't be found.
+    """
+    if settings.relaxation not in RELAXATIONS:
+        names = ", ".join(RELAXATIONS)
+        raise JaxsparseError(f"relaxation must be one of {names}, not {settings.relaxation!r}")
     signal = FileClip(settings.clip, settings.clip.name).read(settings.n_samples)
     dense = log_power(stft(jnp.asarray(signal)))
     n_bins, n_frames = dense.shape
@@ -65,7 +78,7 @@ def sweep(settings: Settings) -> list[dict[str, float]]:
     columns = dict(zip(names, jnp.asarray(combinations).T, strict=True))
 
     def make(entry: dict[str, Any]) -> Search:
-        relaxation = logistic(entry.pop("steepness"))
+        relaxation = RELAXATIONS[settings.relaxation](steepness=entry.pop("steepness"))
         rates = LagrangianSettings(**entry)
         search = lagrangian(objective, shape, count, rates, relaxation=relaxation)
         key = jax.random.key(settings.seed)

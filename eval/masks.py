@@ -41,7 +41,7 @@ from jax.tree_util import Partial
 
 from eval import masks_report
 from eval.command import parse_settings, run_command
-from eval.masks_report import MEASURES, RELAXATIONS, relaxed
+from eval.masks_report import DEFAULTS, MEASURES, RELAXATION_SEARCHES, relaxed
 from eval.reconstruction import CONFIG, SettingsError, make_synthesis, mask_key
 from eval.report import SCORES, Phases
 from eval.rows import Row, RowFile, RowsError, one_of, parse_reasons
@@ -55,7 +55,7 @@ from jaxsparse.metrics import ScorePool
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
-from jaxsparse.search import base
+from jaxsparse.search.contract import Search
 from jaxsparse.search.genetic import WITHOUT_REPRODUCTION, GeneticConfig, genetic
 from jaxsparse.search.lagrangian import (
     LagrangianSettings,
@@ -63,9 +63,11 @@ from jaxsparse.search.lagrangian import (
     hard_mask,
     kkt_residual,
     lagrangian,
-    logistic,
     soft_mask,
 )
+from jaxsparse.search.relaxations import RELAXATIONS
+from jaxsparse.search.run import Result
+from jaxsparse.search.run import run as run_search
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from jaxsparse.strict_json import parse_object
@@ -105,7 +107,7 @@ _KEYS = {
 
 def row_methods(name: str) -> tuple[str, ...]:
     """Names in the rows of the masks that one of `NAMES` gives."""
-    return relaxed(name) if name in RELAXATIONS else (name,)
+    return relaxed(name) if name in RELAXATION_SEARCHES else (name,)
 
 
 _ROW_METHODS = [method for name in NAMES for method in row_methods(name)]
@@ -162,8 +164,10 @@ class Settings:
     """Of the relaxation's AdamW on the scores."""
     multiplier_rate: float = float(_DEFAULTS.multiplier_rate)
     """Of the ascent of the relaxation's multiplier."""
+    relaxation: str = "logistic"
+    """Map from scores to soft masks, by its name; for an unknown one the names are listed."""
     steepness: float = 1.0
-    """Of the relaxation's logistic function."""
+    """Of that map."""
     penalty: float = float(_DEFAULTS.penalty)
     """Weight of half the squared violation of the relaxation's constraint."""
     one_call: bool = False
@@ -251,7 +255,7 @@ def run(settings: Settings) -> dict[str, Any]:
         WeightsError: If a network's file is damaged.
     """
     _check(settings)
-    out = RowFile(settings.out, COLUMNS, _identity(settings))
+    out = RowFile(settings.out, COLUMNS, _identity(settings), DEFAULTS)
     with out, jax.default_matmul_precision("highest"), ScorePool(settings.workers) as pool:
         tasks = list(make_tasks(settings, pool))
         # All are checked before anything is written.
@@ -311,6 +315,9 @@ def _check(settings: Settings) -> None:
     for name in ("learning_rate", "multiplier_rate", "penalty"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise SettingsError(f"{name} can't be negative, infinite or NaN")
+    if settings.relaxation not in RELAXATIONS:
+        names = ", ".join(RELAXATIONS)
+        raise SettingsError(f"relaxation must be one of {names}, not {settings.relaxation!r}")
     if not 0 < settings.steepness < math.inf:
         raise SettingsError("steepness must be more than 0 and finite")
     if settings.budget is not None and not settings.budget > 0:
@@ -399,7 +406,7 @@ def _identity(settings: Settings) -> dict[str, Any]:
     """What decides on the values of all rows, as JSON; `_claim` has what decides on one's."""
     names = (
         *("seed", "keep_observed", "population", "fitness_band", "n_samples"),
-        *("learning_rate", "multiplier_rate", "steepness", "penalty"),
+        *("learning_rate", "multiplier_rate", "relaxation", "steepness", "penalty"),
     )
     return {name: getattr(settings, name) for name in names} | {
         "updates_per_step": _updates_per_step(settings)
@@ -534,7 +541,7 @@ def _on_device(settings: Settings, task: Task) -> Partial:
 def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
     updates_per_step = _updates_per_step(settings)
     objective = _on_device(settings, task)
-    relaxation = logistic(settings.steepness)
+    relaxation = RELAXATIONS[settings.relaxation](steepness=settings.steepness)
     rates = LagrangianSettings(
         learning_rate=settings.learning_rate,
         multiplier_rate=settings.multiplier_rate,
@@ -559,7 +566,7 @@ def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
     facts |= {name: last[name] for name in OPTIONAL if name in last}
     facts |= {name: float(value) for name, value in kkt._asdict().items() if name in OPTIONAL}
     masks = (
-        soft_mask(relaxation, result.state),
+        soft_mask(relaxation, result.state, task.n_ones),
         hard_mask(result.state, task.n_ones),
         result.mask(task.shape),
     )
@@ -573,8 +580,8 @@ def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
     )
 
 
-def _search(settings: Settings, task: Task, search: base.Search, steps: int) -> base.Result:
-    return base.run(
+def _search(settings: Settings, task: Task, search: Search, steps: int) -> Result:
+    return run_search(
         search,
         jax.random.fold_in(mask_key(settings.seed, task.sound.file), _KEYS[task.search]),
         steps=steps,

@@ -17,11 +17,13 @@ from jaxsparse.audio import atomic_write
 from jaxsparse.errors import one_line
 
 # Searches by relaxation, for the MSE and for the surrogate.
-RELAXATIONS = ("relaxation", "relaxation-surrogate")
+RELAXATION_SEARCHES = ("relaxation", "relaxation-surrogate")
+# Of runs that were made before these were settings.
+DEFAULTS = {"relaxation": "logistic"}
 
 
 def relaxed(search: str) -> tuple[str, str, str]:
-    """Names of the masks that one of `RELAXATIONS` gives."""
+    """Names of the masks that one of `RELAXATION_SEARCHES` gives."""
     return (f"{search}-soft", f"{search}-binary", f"{search}-best")
 
 
@@ -152,7 +154,7 @@ def summarize(rows: Sequence[Row], settings: Mapping[str, Any]) -> dict[str, Any
         },
         "relaxation": [
             line
-            for search, sparsity in itertools.product(RELAXATIONS, sparsities)
+            for search, sparsity in itertools.product(RELAXATION_SEARCHES, sparsities)
             for line in _relaxation(rows, search, sparsity, progress)
         ],
         "surrogate": [
@@ -260,7 +262,7 @@ def _over_clips(values: Iterable[float]) -> dict[str, Any]:
 
 def tables(summary: dict[str, Any]) -> str:
     """The summary as Markdown."""
-    settings, clips = summary["settings"], summary["clips"]
+    settings, clips = DEFAULTS | summary["settings"], summary["clips"]
     put_back = "put back" if settings["keep_observed"] else "not put back"
     text = f"{len(clips)} clip{'s' * (len(clips) != 1)} ({one_line(', '.join(clips))})"
     text += "; mean ± standard error over clips" * (len(clips) > 1)
@@ -280,12 +282,14 @@ def tables(summary: dict[str, Any]) -> str:
         there = {cell["method"] for cell in cells}
         columns = [x for x in COLUMNS[table] if x not in BY_SURROGATE or x in there]
         text += _table(cells, columns) + _cut_short(summary["searches"], cells)
-    for search in RELAXATIONS:
+    for search in RELAXATION_SEARCHES:
         if lines := [line for line in summary["relaxation"] if line["search"] == search]:
             names = ("learning_rate", "multiplier_rate", "penalty", "steepness")
             used = ", ".join(f"{name.replace('_', ' ')} {settings[name]:g}" for name in names)
             by = " by the surrogate" * (search == "relaxation-surrogate")
-            text += f"\n## Relaxation{by}\n\nWith {used}.\n" + _relaxation_tables(lines)
+            text += f"\n## Relaxation{by}\n\n"
+            text += f"With the {settings['relaxation']} relaxation, {used}.\n"
+            text += _relaxation_tables(lines)
             soft = [{"sparsity": x["sparsity"], "method": relaxed(search)[0]} for x in lines]
             text += _cut_short(summary["searches"], soft)
     if summary["surrogate"]:
@@ -422,7 +426,7 @@ def _searches(searches: Iterable[Row]) -> str:
 
 def _is_rounded(method: str) -> bool:
     """Whether a search is counted by another of its masks, the soft one."""
-    return any(method in relaxed(search)[1:] for search in RELAXATIONS)
+    return any(method in relaxed(search)[1:] for search in RELAXATION_SEARCHES)
 
 
 def _missing(rows: Sequence[Row]) -> str:
@@ -477,7 +481,7 @@ def read_histories(summary: dict[str, Any], out: Path) -> dict[tuple, dict[str, 
             except (csv.Error, ValueError) as error:
                 raise RowsError(f"{path} is damaged: {one_line(str(error))}") from error
             history = dict(zip(names, values, strict=True))
-            drawn = {"update", *_PANELS} if method in RELAXATIONS else {"generation"}
+            drawn = {"update", *_PANELS} if method in RELAXATION_SEARCHES else {"generation"}
             if missing := (drawn | {"best"}) - history.keys():
                 raise RowsError(f"{path} is damaged: no column {', '.join(sorted(missing))}")
             found[clip, sparsity, method] = history

@@ -34,6 +34,7 @@ class RowFile:
         out: Path,
         columns: Mapping[str, Callable[[str], Any]],
         settings: Mapping[str, Any],
+        defaults: Mapping[str, Any] = {},
     ) -> None:
         """Reads a run's folder.
 
@@ -42,6 +43,7 @@ class RowFile:
             columns: Names of the columns, and what turns a cell's text into its value, or raises
                 `ValueError`.
             settings: What decides on the rows' values, as JSON.
+            defaults: Settings of runs that were made before these were settings.
 
         Raises:
             FileExistsError: If the folder holds a run with other settings.
@@ -52,6 +54,7 @@ class RowFile:
         if out.exists() and not out.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
         self.settings = json.loads(json.dumps(settings))
+        self._defaults = defaults
         self.path = out / "rows.csv"
         self.rows: list[Row] = []
         self._read()
@@ -134,7 +137,7 @@ class RowFile:
         atomic_write(self.path, text.encode(errors="surrogateescape"))
 
     def _read(self) -> None:
-        check_settings(self.path.with_name("settings.json"), self.settings)
+        check_settings(self.path.with_name("settings.json"), self.settings, self._defaults)
         self.rows[:] = self._parse() if self.path.exists() else []
 
     def _parse(self) -> Iterator[Row]:
@@ -214,8 +217,15 @@ def parse_reasons(text: str) -> dict[str, str]:
     return reasons
 
 
-def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(
+    path: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any] = {}
+) -> None:
     """Refuses to go on with a run of other settings, as JSON; none is fine.
+
+    Args:
+        path: Of the run's settings.
+        settings: Those to go on with.
+        defaults: Stand for what the run's settings lack.
 
     Raises:
         FileExistsError: If they are others, or the folder has rows without settings.
@@ -230,7 +240,7 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
             )
         return
     try:
-        before = parse_object(path.read_bytes())
+        before = {**defaults, **parse_object(path.read_bytes())}
     except ValueError as error:
         raise RowsError(f"{path} is damaged: {error}") from error
     changed = [

@@ -17,7 +17,8 @@ from jaxsparse.masks import unpack_mask
 from jaxsparse.metrics import ScorePool
 from jaxsparse.metrics.surrogate import fingerprint, pesq_surrogate
 from jaxsparse.reconstruct import put_back, then, to_waveform
-from jaxsparse.search.base import HostObjective, chunk_size
+from jaxsparse.search.contract import HostObjective
+from jaxsparse.search.population import chunk_size
 from jaxsparse.stft import STFTConfig
 from jaxsparse.types import SAMPLE_RATE, Mask, Spectrogram
 
@@ -220,7 +221,7 @@ def pesq_objective(
         keep_observed: See `reconstruct_spectrogram`; the thesis searches without.
         config: Settings of the inverse transform.
         chunk_bytes: What masks that the device takes together may take; see
-            `jaxsparse.search.base.chunk_size`.
+            `jaxsparse.search.population.chunk_size`.
 
     Returns:
         An objective with the losses and, as aux, ``{"mse": dB^2}``. Where PESQ has no score, the

@@ -96,6 +96,10 @@ def primitives(function, *arguments):
     return re.findall(r"= ([a-z_]\w*)[\[ \n]", str(jax.make_jaxpr(function)(*arguments)))
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
 class Compilations:
     """Counts what XLA compiles while the block runs."""
 

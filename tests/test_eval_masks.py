@@ -535,7 +535,7 @@ def test_stopped_by_hand(clip, tmp_path, capsys, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(masks.base, "run", stop)
+    monkeypatch.setattr(masks, "run_search", stop)
     assert masks.main(flags(clip, tmp_path / "run", "--methods", "random", "genetic")) == 130
     assert capsys.readouterr().err == "eval.masks: stopped; the same command goes on\n"
     assert set(read_rows(tmp_path / "run")) == {("0.9", "random", "all"), ("0.9", "random", "60")}

@@ -155,8 +155,8 @@ def test_evaluation_does_not_import_training():
         ("jaxsparse.codec.stream", "from jaxsparse.data.folder import Folder"),
         ("jaxsparse.data.folder", "from jaxsparse import stft"),
         ("jaxsparse.search.genetic", "from jaxsparse.losses import mse"),
-        ("jaxsparse.search.base", "from jaxsparse.objectives import mse_objective"),
-        ("jaxsparse.losses", "from jaxsparse.search.base import run"),
+        ("jaxsparse.search.contract", "from jaxsparse.objectives import mse_objective"),
+        ("jaxsparse.losses", "from jaxsparse.search.run import run"),
         ("jaxsparse.losses", "from jaxsparse.reconstruct import to_waveform"),
         ("jaxsparse.metrics", "import soundfile as sf"),
         ("jaxsparse.audio", "from librosa import resample"),
@@ -178,9 +178,9 @@ def test_made_up_backward_import_is_found(module, source):
             "from jaxsparse import masks, reconstruct\nfrom jaxsparse.codec import container",
         ),
         ("jaxsparse.data.folder", "import soundfile\nfrom jaxsparse.audio import resample"),
-        ("jaxsparse.search.genetic", "from .base import run\nfrom jaxsparse import masks"),
+        ("jaxsparse.search.genetic", "from .contract import Search\nfrom jaxsparse import masks"),
         ("jaxsparse.cli", "from jaxsparse import demo"),
-        ("jaxsparse.objectives", "from jaxsparse.search.base import HostObjective"),
+        ("jaxsparse.objectives", "from jaxsparse.search.contract import HostObjective"),
     ],
 )
 def test_made_up_forward_import_passes(module, source):

@@ -1,4 +1,3 @@
-import functools
 import itertools
 
 import jax
@@ -8,28 +7,24 @@ import pytest
 from jax.tree_util import Partial
 
 from jaxsparse.masks import unpack_mask
-from jaxsparse.search import base
-from jaxsparse.search.base import HostObjective
+from jaxsparse.search.contract import HostObjective
 from jaxsparse.search.lagrangian import (
     LagrangianSettings,
-    Relaxation,
     constant_mask,
-    exact_sum,
     hard_mask,
     kkt_residual,
     lagrangian,
-    logistic,
     multiplier_ascent,
     soft_mask,
-    straight_through,
 )
-from tests.reference import Compilations, derivative, project_to_count
+from jaxsparse.search.relaxations import Relaxation, exact_sum, logistic, straight_through
+from jaxsparse.search.run import batch, run
+from tests.reference import Compilations, project_to_count, sigmoid
 
 SHAPE = (4, 5)
 COUNT = 6
 # Fast enough for some hundred updates of twenty entries.
 SETTINGS = LagrangianSettings(learning_rate=0.1, multiplier_rate=5.0, penalty=5.0)
-UPDATE = jnp.int32(0)
 
 
 def quadratic(target, mask):
@@ -46,25 +41,7 @@ def search_of(target, count=COUNT, settings=SETTINGS, **options):
     return lagrangian(Partial(quadratic, target), SHAPE, count, settings, **options)
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-# Relaxations
-
-
-def test_logistic_by_hand():
-    scores = jnp.array([[-2.0, 0.0, 0.5]])
-    mask = logistic(3.0).to_mask(scores, jnp.int32(7))
-    np.testing.assert_allclose(mask, sigmoid(3 * np.asarray(scores, np.float64)), rtol=1e-6)
-
-
-def test_steepness_is_annealed_geometrically():
-    relaxation = logistic(1.0, 16.0, updates=100)
-    scores = jnp.full((1, 1), 0.1)
-    for update, steepness in [(0, 1), (25, 2), (50, 4), (100, 16), (1000, 16)]:
-        mask = relaxation.to_mask(scores, jnp.int32(update))
-        np.testing.assert_allclose(mask[0, 0], sigmoid(0.1 * steepness), rtol=1e-5)
+# Starts and baselines
 
 
 def test_start_is_the_thesis(key):
@@ -76,93 +53,9 @@ def test_start_is_the_thesis(key):
     assert np.sum(np.asarray(state.scores) > 0) == count
     np.testing.assert_array_equal(unpack_mask(state.start, shape), state.scores > 0)
     # Infeasible by a fifth; over draws the sum has a standard deviation of two.
-    total = np.sum(np.asarray(soft_mask(logistic(), state), np.float64))
+    total = np.sum(np.asarray(soft_mask(logistic(), state, count), np.float64))
     np.testing.assert_allclose(total, 18_663, atol=10)
     assert state.multiplier == 0
-
-
-def test_straight_through_rounds_with_the_gradient_of_the_sigmoid(key):
-    scores = jax.random.normal(key, SHAPE)
-    weights = jax.random.normal(jax.random.key(1), SHAPE)
-
-    @jax.jit
-    def value_and_gradient(count):
-        def f(scores):
-            mask = straight_through(count, 2.0).to_mask(scores, UPDATE)
-            return jnp.sum(weights * mask), mask
-
-        return jax.grad(f, has_aux=True)(scores)
-
-    phi = sigmoid(2 * np.asarray(scores, np.float64))
-    for count in (0, COUNT, 20):
-        gradient, mask = value_and_gradient(jnp.int32(count))
-        np.testing.assert_array_equal(mask, project_to_count(scores, count))
-        np.testing.assert_allclose(gradient, weights * 2 * phi * (1 - phi), rtol=1e-5, atol=1e-7)
-
-
-def shifted_by_bisection(scores, count, steepness):
-    low, high = -100.0, 100.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        if np.sum(sigmoid(steepness * (scores - middle))) > count:
-            low = middle
-        else:
-            high = middle
-    return sigmoid(steepness * (scores - low))
-
-
-@pytest.mark.parametrize("steepness", [0.5, 4.0])
-def test_exact_sum_and_its_derivatives(key, steepness):
-    scores = jax.random.normal(key, SHAPE)
-    weights = np.asarray(jax.random.normal(jax.random.key(1), SHAPE))
-    tangent = jax.random.normal(jax.random.key(2), SHAPE)
-
-    def f(scores):
-        return jnp.sum(weights * exact_sum(COUNT, steepness).to_mask(scores, UPDATE))
-
-    def slow(scores):
-        return np.sum(weights * shifted_by_bisection(scores, COUNT, steepness))
-
-    mask = exact_sum(COUNT, steepness).to_mask(scores, UPDATE)
-    np.testing.assert_allclose(jnp.sum(mask), COUNT, rtol=1e-6)
-    np.testing.assert_allclose(
-        mask, shifted_by_bisection(np.asarray(scores, np.float64), COUNT, steepness), rtol=1e-5
-    )
-    gradient = derivative(slow, scores)
-    np.testing.assert_allclose(jax.grad(f)(scores), gradient, atol=2e-6)
-    _, along = jax.jvp(f, (scores,), (tangent,))
-    np.testing.assert_allclose(along, np.sum(gradient * tangent), atol=1e-5)
-
-
-def test_exact_sum_at_extreme_counts_and_scores(key):
-    scores = 100 * jax.random.normal(key, SHAPE)
-
-    def f(count, scores):
-        mask = exact_sum(count).to_mask(scores, UPDATE)
-        return jnp.sum(mask * scores), mask
-
-    counts = jnp.array([0, 1, 19, 20])
-    gradients, masks = jax.vmap(jax.grad(f, argnums=1, has_aux=True), (0, None))(counts, scores)
-    np.testing.assert_allclose(jnp.sum(masks, axis=(1, 2)), counts, atol=1e-5)
-    assert np.all(np.isfinite(gradients))
-
-
-def test_exact_sum_of_a_whole_clip(key):
-    count = 15_477
-    scores = 4 * jax.random.normal(key, (1025, 302))
-    mask = jax.jit(exact_sum(count, 3.0).to_mask)(scores, UPDATE)
-    np.testing.assert_allclose(np.sum(np.asarray(mask, np.float64)), count, rtol=1e-6)
-
-
-@pytest.mark.usefixtures("strict_dtypes")
-@pytest.mark.parametrize(
-    "make", [logistic, *(functools.partial(f, 2) for f in (exact_sum, straight_through))]
-)
-def test_relaxations_promote_nothing(make, key):
-    relaxation = make()
-    mask = jnp.eye(2, 3, dtype=bool)
-    scores = relaxation.from_mask(key, mask)
-    assert relaxation.to_mask(scores, UPDATE).dtype == scores.dtype == jnp.float32
 
 
 def test_constant_mask_meets_the_constraint():
@@ -239,12 +132,12 @@ def slow_search(scores, start, target, settings, steps, updates_per_step, every)
 )
 def test_history_is_that_of_a_slow_loop(key, target, settings, every):
     search = search_of(target, settings=settings, updates_per_step=7, multiplier_every=every)
-    state = base.run(search, key, steps=0).state
+    state = run(search, key, steps=0).state
     start = np.asarray(unpack_mask(state.start, SHAPE))
     scores, expected = slow_search(
         state.scores, start, np.asarray(target, np.float64), settings, 6, 7, every
     )
-    result = base.run(search, key, steps=6)
+    result = run(search, key, steps=6)
     assert expected["crossings"].max() > 0 and expected["best"][-1] < expected["best"][0]
     for name, values in expected.items():
         np.testing.assert_allclose(result.history[name], values, rtol=2e-4, atol=2e-5, err_msg=name)
@@ -282,19 +175,19 @@ def optimum(target):
 
 @pytest.mark.parametrize(
     "relaxation",
-    [logistic(), logistic(1.0, 3.0, 600), exact_sum(COUNT)],
+    [logistic(), logistic(1.0, 3.0, 600), exact_sum()],
     ids=["logistic", "annealed", "exact_sum"],
 )
 def test_finds_the_optimum_and_converges(key, target, relaxation):
     search = search_of(target, relaxation=relaxation)
     objective = Partial(quadratic, target)
-    start = base.run(search, key, steps=0).state
+    start = run(search, key, steps=0).state
     at_start = kkt_residual(objective, relaxation, start, COUNT)
-    result = base.run(search, key, steps=10)
+    result = run(search, key, steps=10)
     state = result.state
     np.testing.assert_array_equal(hard_mask(state, COUNT), optimum(target))
     np.testing.assert_array_equal(result.mask(SHAPE), optimum(target))
-    np.testing.assert_allclose(jnp.sum(soft_mask(relaxation, state)), COUNT, atol=0.02)
+    np.testing.assert_allclose(jnp.sum(soft_mask(relaxation, state, COUNT)), COUNT, atol=0.02)
     kkt = kkt_residual(objective, relaxation, state, COUNT)
     assert at_start.relative_stationarity > 0.3 and kkt.relative_stationarity < 0.02
     assert kkt.stationarity < 0.1 * at_start.stationarity
@@ -306,7 +199,7 @@ def test_finds_the_optimum_and_converges(key, target, relaxation):
 
 def test_violation_shrinks_without_a_penalty(key, target):
     search = search_of(target, settings=LagrangianSettings(0.1, 5.0, penalty=0.0))
-    violation = np.abs(base.run(search, key, steps=10).history["violation"])
+    violation = np.abs(run(search, key, steps=10).history["violation"])
     assert violation[0] > 0.02 and violation[-1] < 0.002
 
 
@@ -318,30 +211,48 @@ def test_straight_through_improves(key, target):
         SHAPE,
         COUNT,
         SETTINGS,
-        relaxation=straight_through(COUNT),
+        relaxation=straight_through(),
     )
-    result = base.run(search, key, steps=2)
+    result = run(search, key, steps=2)
     np.testing.assert_array_equal(result.mask(SHAPE), optimum(target))
     # The soft mask is the rounded one.
     np.testing.assert_allclose(result.history["loss"], result.history["hard_loss"], rtol=1e-6)
 
 
 def test_crossings_are_from_the_start(key, target):
-    result = base.run(search_of(target), key, steps=10)
+    result = run(search_of(target), key, steps=10)
     crossed = unpack_mask(result.state.start, SHAPE) != hard_mask(result.state, COUNT)
     assert np.sum(crossed) == result.history["crossings"][-1] > 0
     still = search_of(target, settings=LagrangianSettings(learning_rate=0.0))
-    assert np.all(base.run(still, key, steps=10).history["crossings"] == 0)
+    assert np.all(run(still, key, steps=10).history["crossings"] == 0)
 
 
 def test_a_relaxation_of_ones_own(key, target):
     clipped = Relaxation(
-        lambda scores, update: jnp.clip(scores, 0, 1),
+        lambda scores, count, update: jnp.clip(scores, 0, 1),
         lambda key, mask: jnp.where(mask, 0.6, 0.4),
     )
     search = search_of(target, relaxation=clipped, settings=SETTINGS._replace(learning_rate=0.01))
-    result = base.run(search, key, steps=5)
+    result = run(search, key, steps=5)
     np.testing.assert_array_equal(hard_mask(result.state, COUNT), optimum(target))
+
+
+def test_a_relaxation_gets_the_count_and_the_updates_done(key, target):
+    seen = []
+
+    def to_mask(scores, count, update):
+        jax.debug.callback(lambda *values: seen.append(values), count, update)
+        return jax.nn.sigmoid(scores)
+
+    relaxation = Relaxation(to_mask)
+    state = run(search_of(target, relaxation=relaxation, updates_per_step=3), key, steps=1).state
+    kkt_residual(Partial(quadratic, target), relaxation, state, COUNT)
+    soft_mask(relaxation, state, COUNT)
+    jax.effects_barrier()
+    assert all(value.dtype == np.int32 for values in seen for value in values)
+    assert sorted(tuple(map(int, values)) for values in seen) == [
+        (COUNT, updates) for updates in (0, 1, 2, 3, 3, 3)
+    ]
 
 
 def test_sweep_of_settings_is_a_loop(key, target):
@@ -360,7 +271,7 @@ def test_sweep_of_settings_is_a_loop(key, target):
             target, settings=settings, relaxation=logistic(steepness), updates_per_step=20
         )
 
-    sweep = base.batch(make, (settings, steepness))
+    sweep = batch(make, (settings, steepness))
     call = jax.jit(lambda function, *arguments: function(*arguments))
     state, info = call(sweep.step, key, call(sweep.init, key))
     assert sweep.evaluations == 16 * 22
@@ -377,16 +288,16 @@ def test_sweep_of_settings_is_a_loop(key, target):
 
 
 def test_another_clip_count_setting_or_steepness_compiles_nothing(key, target):
-    def run(target, count, settings, relaxation):
+    def go(target, count, settings, relaxation):
         search = search_of(target, count, settings, relaxation=relaxation)
-        return base.run(search, key, steps=10)
+        return run(search, key, steps=10)
 
-    run(target, COUNT, SETTINGS, logistic())
-    run(target, COUNT, SETTINGS, exact_sum(COUNT))
+    go(target, COUNT, SETTINGS, logistic())
+    go(target, COUNT, SETTINGS, exact_sum())
     other, other_target = LagrangianSettings(0.2, 1.0, 3.0, 0.1, 0.5), 1 - target
     with Compilations() as compilations:
-        run(other_target, 7, other, logistic(2.0, 4.0, 30))
-        run(other_target, 7, other, exact_sum(7, 2.0))
+        go(other_target, 7, other, logistic(2.0, 4.0, 30))
+        go(other_target, 7, other, exact_sum(2.0))
     assert compilations.count == 0
 
 
@@ -398,7 +309,7 @@ def test_nan_of_one_entry_does_not_end_the_search_for_all(key, target):
         # Its gradient is 0 * inf in the corner alone.
         return quadratic(target, mask)[0] + jnp.sqrt(0 * mask[0, 0]), None
 
-    result = base.run(lagrangian(objective, SHAPE, COUNT, SETTINGS), key, steps=10)
+    result = run(lagrangian(objective, SHAPE, COUNT, SETTINGS), key, steps=10)
     assert np.all(np.isfinite(result.state.scores))
     assert np.all(result.history["failed"] == 100)
     assert np.all(np.isfinite(result.history["loss"]))
@@ -414,7 +325,7 @@ def test_nan_of_all_soft_masks_shows_and_does_not_poison(key):
         loss = jnp.mean(mask.astype(jnp.float32))
         return loss if mask.dtype == bool else loss * jnp.nan, None
 
-    result = base.run(lagrangian(objective, SHAPE, COUNT, SETTINGS), key, steps=2)
+    result = run(lagrangian(objective, SHAPE, COUNT, SETTINGS), key, steps=2)
     assert np.all(np.isfinite(result.state.scores)) and np.isfinite(result.state.multiplier)
     assert np.all(result.history["failed"] == 100)
     assert np.all(np.isnan(result.history["loss"]))

@@ -13,9 +13,9 @@ from jaxsparse.metrics import ScorePool, reference_pesq
 from jaxsparse.metrics.surrogate import pesq_surrogate
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
 from jaxsparse.reconstruct import evaluate_masks, reconstruct_spectrogram, to_waveform
-from jaxsparse.search.base import run
 from jaxsparse.search.genetic import GeneticConfig, genetic
 from jaxsparse.search.lagrangian import constant_mask
+from jaxsparse.search.run import run
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
 

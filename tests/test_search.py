@@ -18,16 +18,12 @@ import pytest
 from jax.tree_util import Partial
 
 from jaxsparse.masks import pack_mask, random_mask, unpack_mask
-from jaxsparse.search import base
-from jaxsparse.search.base import HostObjective, Search, archive, batch, empty_archive, run
+from jaxsparse.search import run as running
+from jaxsparse.search.contract import Best, HostObjective, Search, archive, empty_archive
 from jaxsparse.search.genetic import WITHOUT_REPRODUCTION, GeneticConfig, genetic
-from jaxsparse.search.lagrangian import (
-    LagrangianSettings,
-    exact_sum,
-    lagrangian,
-    logistic,
-    straight_through,
-)
+from jaxsparse.search.lagrangian import LagrangianSettings, lagrangian
+from jaxsparse.search.relaxations import RELAXATIONS, logistic
+from jaxsparse.search.run import batch, run
 from tests.reference import Compilations
 
 SHAPE, COUNT = (4, 5), 6
@@ -83,10 +79,8 @@ SEARCHES = {
         GeneticConfig(20, WITHOUT_REPRODUCTION.elite_share, WITHOUT_REPRODUCTION.child_share),
     ),
     "host": lambda objective: genetic(on_host(objective), SHAPE, COUNT, SMALL),
-    "logistic": relax(logistic()),
     "annealed": relax(logistic(1.0, 8.0, updates=200)),
-    "straight-through": relax(straight_through(COUNT)),
-    "exact-sum": relax(exact_sum(COUNT)),
+    **{name: relax(make()) for name, make in RELAXATIONS.items()},
 }
 STEPS = {name: 8 if name == "host" else 40 for name in SEARCHES}
 
@@ -247,7 +241,7 @@ def test_a_budget_of_evaluations_is_respected(name):
 @every_search
 def test_a_budget_of_minutes_is_respected(name, monkeypatch):
     now = itertools.count(0.0, 1.0)
-    monkeypatch.setattr(base.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(running.time, "perf_counter", lambda: next(now))
     search = SEARCHES[name](problem())
     # Each look at the clock takes a second: the first call, of one step, uses the minutes up.
     result = run(search, jax.random.key(1), steps=STEPS[name], minutes=3 / 60)
@@ -323,17 +317,17 @@ KILLED = """
     import sys
     import jax, jax.numpy as jnp
     from jax.tree_util import Partial
-    from jaxsparse.search import base
+    from jaxsparse.search import run as running
     from jaxsparse.search.genetic import GeneticConfig, genetic
 
-    base.CALL_SECONDS = base.SAVE_SECONDS = 0.0
+    running.CALL_SECONDS = running.SAVE_SECONDS = 0.0
 
     def loss(weights, mask):
         return jnp.sum(jnp.where(mask, weights, 0)), None
 
     weights = jax.random.normal(jax.random.key(0), (32, 32))
     search = genetic(Partial(loss, weights), (32, 32), 50, GeneticConfig(10))
-    result = base.run(search, jax.random.key(1), steps=30, folder=sys.argv[1])
+    result = running.run(search, jax.random.key(1), steps=30, folder=sys.argv[1])
     print(result.best.loss.item().hex(), bytes(result.best.bits).hex())
 """
 
@@ -365,7 +359,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
 
 class Count(NamedTuple):
     value: jax.Array
-    best: base.Best
+    best: Best
 
 
 class CountInfo(NamedTuple):
@@ -434,63 +428,6 @@ def test_archive_keeps_aux_with_the_mask():
     assert (best.bits[0], best.loss, best.aux) == (3, 2.0, 30.0)
     best = archive(best, bits, jnp.array([2.0, 5.0, 5.0]), jnp.array([1.0, 2.0, 3.0]))
     assert (best.bits[0], best.loss, best.aux) == (3, 2.0, 30.0)
-
-
-def test_chunks_keep_to_their_bytes():
-    shape = (64, 64)
-
-    def spectral(mask):
-        # Some floats for every entry.
-        return jnp.sum(jnp.sin(jnp.fft.fft2(mask.astype(jnp.float32)).real)), None
-
-    budget = 1 << 20
-    few, many = (base.chunk_size(Partial(spectral), shape, n) for n in (1, budget))
-    assert few == 1 and many > 1
-    masks = jax.ShapeDtypeStruct((many, *shape), bool)
-    memory = jax.jit(jax.vmap(spectral)).lower(masks).compile().memory_analysis()
-    assert memory is not None
-    assert budget / 4 < memory.temp_size_in_bytes + memory.output_size_in_bytes <= budget
-    with pytest.raises(ValueError, match="positive"):
-        base.chunk_size(Partial(spectral), shape, 0)
-
-
-@pytest.mark.parametrize(("n", "chunk"), [(1, 4), (7, 3), (12, 5), (12, 50)])
-def test_population_of_any_size_is_evaluated_whole(n, chunk):
-    keys = jax.random.split(jax.random.key(0), n)
-    bits = jax.vmap(lambda key: pack_mask(random_mask(key, SHAPE, COUNT)))(keys)
-    powers = 2.0 ** jnp.arange(SHAPE[0] * SHAPE[1]).reshape(SHAPE)
-
-    def exact(mask):
-        return jnp.sum(mask * powers), None
-
-    losses, _ = base.evaluate(Partial(exact), bits, SHAPE, chunk)
-    np.testing.assert_array_equal(losses, losses_of(Partial(exact), bits))
-    assert len(set(losses.tolist())) == n
-
-
-def test_memory_beyond_the_packed_population_does_not_grow_with_it():
-    shape, count = (128, 64), 400
-    weights = jax.random.normal(jax.random.key(0), shape)
-
-    def memory(size):
-        search = genetic(
-            Partial(objective, weights, jnp.float32(2)),
-            shape,
-            count,
-            GeneticConfig(size),
-            chunk_bytes=1 << 18,
-        )
-        key = jax.random.key(0)
-        state = jax.eval_shape(search.init, key)
-        analysis = jax.jit(search.step).lower(key, state).compile().memory_analysis()
-        assert analysis is not None
-        return analysis.temp_size_in_bytes
-
-    few, many = memory(50), memory(5_000)
-    packed = 5_000 * shape[0] * shape[1] // 8
-    # The next population and its parts; unpacked, even one of them would be eight times as much.
-    assert many - few < 3 * packed
-    assert few < 1 << 20
 
 
 def test_checkpoints_say_what_they_hold(tmp_path):

@@ -5,9 +5,7 @@ The population is kept as bits and evaluated in chunks, so that beyond these bit
 of 1025 x 302 in four or five copies at the peak, its size takes no memory.
 """
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -17,19 +15,18 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxsparse.masks import check_count, pack_mask, project_ranks, random_mask, unpack_mask
-from jaxsparse.search.base import (
+from jaxsparse.search.contract import (
     Best,
     HostObjective,
     Objective,
     Search,
     archive,
-    as_partial,
-    chunk_size,
+    as_tree,
     empty_archive,
-    evaluate,
-    name_of,
+    identity_of,
     worst_if_nan,
 )
+from jaxsparse.search.population import chunk_size, evaluate
 from jaxsparse.types import HardMask, PRNGKey
 
 Crossover: TypeAlias = Literal["uniform", "blocks", "bands"]
@@ -116,7 +113,7 @@ def genetic(
     *,
     chunk_bytes: int | None = None,
 ) -> Search:
-    """A genetic search, which begins with a random population.
+    """Makes a genetic search, which begins with a random population.
 
     Args:
         objective: To be minimized over masks [F, T]; the same for a mask each time, since the
@@ -124,7 +121,8 @@ def genetic(
         shape: F and T.
         count: Ones of every mask; another count compiles nothing anew.
         config: Settings.
-        chunk_bytes: See `chunk_size`; the population beyond a chunk waits as bits.
+        chunk_bytes: See `jaxsparse.search.population.chunk_size`; the population beyond a chunk
+            waits as bits.
 
     Raises:
         ValueError: If the settings are out of range, or `count` is.
@@ -135,17 +133,17 @@ def genetic(
     on_host = isinstance(objective, HostObjective)
     identity: tuple[Any, ...] = ("genetic", repr(config), str(shape))
     if on_host:
-        scorer = Partial(objective.score)
-        identity += (name_of(scorer), objective.identity)
-        init, step = _host_functions(config, shape)
+        evaluated = as_tree(objective.score)
+        identity += (identity_of(evaluated), objective.identity)
+        chunk = config.population_size
     else:
-        scorer = as_partial(objective)
-        identity += (name_of(scorer),)
-        chunk = min(chunk_size(scorer, shape, chunk_bytes), config.population_size)
-        init, step = _device_functions(config, shape, chunk)
+        evaluated = as_tree(objective)
+        identity += (identity_of(evaluated),)
+        chunk = min(chunk_size(evaluated, shape, chunk_bytes), config.population_size)
+    setup = _Setup(evaluated, count, config, shape, chunk)
     return Search(
-        Partial(init, scorer, count),
-        Partial(step, scorer, count),
+        Partial(_init_on_host if on_host else _init, setup),
+        Partial(_step_on_host if on_host else _step, setup),
         config.population_size,
         config.n_new,
         on_host,
@@ -170,45 +168,42 @@ def _check(config: GeneticConfig) -> None:
         raise ValueError("tournaments and blocks have at least one entry")
 
 
-@functools.lru_cache
-def _device_functions(
-    config: GeneticConfig, shape: tuple[int, int], chunk: int
-) -> tuple[Callable, Callable]:
-    def init(objective: Partial, count: Array, key: PRNGKey) -> GeneticState:
-        population = _draw(jax.random.split(key, config.population_size), shape, count)
-        return _first(population, *evaluate(objective, population, shape, chunk))
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Setup:
+    """All that a search's functions hold: arrays are traced, static fields compiled in."""
 
-    def step(
-        objective: Partial, count: Array, key: PRNGKey, state: GeneticState
-    ) -> tuple[GeneticState, GeneticInfo]:
-        elite, new = _breed(config, shape, count, key, state)
-        return _succeed(state, elite, new, *evaluate(objective, new, shape, chunk))
-
-    return init, step
+    # JAX fills trees with other things than arrays too, which a type checker would refuse.
+    evaluate: Any
+    """The objective, or a host objective's `score`."""
+    count: Any
+    config: GeneticConfig = field(metadata={"static": True})
+    shape: tuple[int, int] = field(metadata={"static": True})
+    chunk: int = field(metadata={"static": True})
+    """Individuals that are evaluated together."""
 
 
-@functools.lru_cache
-def _host_functions(config: GeneticConfig, shape: tuple[int, int]) -> tuple[Callable, Callable]:
-    """The same, in compiled pieces around the objective."""
+def _init(setup: _Setup, key: PRNGKey) -> GeneticState:
+    population = _draw_generation(setup.config, setup.shape, setup.count, key)
+    return _first(population, *evaluate(setup.evaluate, population, setup.shape, setup.chunk))
 
-    @jax.jit
-    def draw(key: PRNGKey, count: Array) -> Array:
-        return _draw(jax.random.split(key, config.population_size), shape, count)
 
-    breed = jax.jit(functools.partial(_breed, config, shape))
-    first, succeed = jax.jit(_first), jax.jit(_succeed)
+def _step(setup: _Setup, key: PRNGKey, state: GeneticState) -> tuple[GeneticState, GeneticInfo]:
+    elite, new = _breed(setup.config, setup.shape, setup.count, key, state)
+    return _succeed(state, elite, new, *evaluate(setup.evaluate, new, setup.shape, setup.chunk))
 
-    def init(score: Callable, count: Array, key: PRNGKey) -> GeneticState:
-        population = draw(key, count)
-        return first(population, *_as_arrays(score(population)))
 
-    def step(
-        score: Callable, count: Array, key: PRNGKey, state: GeneticState
-    ) -> tuple[GeneticState, GeneticInfo]:
-        elite, new = breed(count, key, state)
-        return succeed(state, elite, new, *_as_arrays(score(new)))
+def _init_on_host(setup: _Setup, key: PRNGKey) -> GeneticState:
+    """Does the same, in compiled pieces around the objective."""
+    population = _jitted_draw(setup.config, setup.shape, setup.count, key)
+    return _jitted_first(population, *_as_arrays(setup.evaluate(population)))
 
-    return init, step
+
+def _step_on_host(
+    setup: _Setup, key: PRNGKey, state: GeneticState
+) -> tuple[GeneticState, GeneticInfo]:
+    elite, new = _jitted_breed(setup.config, setup.shape, setup.count, key, state)
+    return _jitted_succeed(state, elite, new, *_as_arrays(setup.evaluate(new)))
 
 
 def _as_arrays(scored: tuple[Any, Any]) -> tuple[Array, Any]:
@@ -225,7 +220,7 @@ def _first(population: Array, losses: Array, aux: Any) -> GeneticState:
 def _succeed(
     state: GeneticState, elite: tuple[Array, Array], new: Array, losses: Array, aux: Any
 ) -> tuple[GeneticState, GeneticInfo]:
-    """The next generation's state."""
+    """Returns the next generation and what it is in numbers."""
     best = archive(state.best, new, losses, aux)
     population = jnp.concatenate([elite[0], new])
     losses = jnp.concatenate([elite[1], worst_if_nan(losses)])
@@ -244,7 +239,7 @@ def _succeed(
 def _breed(
     config: GeneticConfig, shape: tuple[int, int], count: Array, key: PRNGKey, state: GeneticState
 ) -> tuple[tuple[Array, Array], Array]:
-    """The elite with its losses, and the packed individuals that are new."""
+    """Returns the elite with its losses, and the packed individuals that are new."""
     for_parents, for_children, for_random = jax.random.split(key, 3)
     order = jnp.argsort(state.losses, stable=True)
     elite = order[: config.n_elite]
@@ -262,13 +257,19 @@ def _breed(
     return (state.population[elite], state.losses[elite]), jnp.concatenate(new)
 
 
+def _draw_generation(
+    config: GeneticConfig, shape: tuple[int, int], count: Array, key: PRNGKey
+) -> Array:
+    return _draw(jax.random.split(key, config.population_size), shape, count)
+
+
 def _draw(keys: Array, shape: tuple[int, int], count: Array) -> Array:
-    """Packed random masks."""
+    """Draws packed random masks."""
     return lax.map(lambda key: pack_mask(random_mask(key, shape, count)), keys)
 
 
 def _choose_parents(config: GeneticConfig, key: PRNGKey) -> Int[Array, "children 2"]:
-    """Ranks of two different parents for each child."""
+    """Draws the ranks of two different parents for each child."""
     for_first, for_second = jax.random.split(key)
     n, size = config.n_parents, (config.n_children, config.tournament)
     first = jnp.min(jax.random.randint(for_first, size, 0, n), axis=1)
@@ -284,7 +285,7 @@ def _child(config: GeneticConfig, key: PRNGKey, a: HardMask, b: HardMask, count:
 
 
 def _taken(config: GeneticConfig, key: PRNGKey, a: HardMask, b: HardMask) -> HardMask:
-    """Of what only one parent has, what the child is to have if the count allows."""
+    """Chooses, of what only one parent has, what the child is to have if the count allows."""
     if config.crossover == "uniform":
         return jnp.zeros(a.shape, bool)
     height, width = config.block
@@ -298,7 +299,7 @@ def _taken(config: GeneticConfig, key: PRNGKey, a: HardMask, b: HardMask) -> Har
 def crossover(
     key: PRNGKey, a: HardMask, b: HardMask, taken: HardMask, count: int | Int[Array, ""]
 ) -> HardMask:
-    """A child: what both parents have, and ones drawn from where they differ (thesis, 3.2.2).
+    """Makes a child: all that both parents have, and ones from where they differ (thesis, 3.2.2).
 
     Args:
         key: Of the draw.
@@ -325,3 +326,9 @@ def mutate(key: PRNGKey, mask: Bool[Array, "F T"], share: float) -> Bool[Array, 
     moved = jnp.minimum(moved, mask.size - n_ones)
     away = random_mask(for_ones, mask.shape, moved, within=mask)
     return (mask & ~away) | random_mask(for_zeros, mask.shape, moved, within=~mask)
+
+
+_jitted_draw = jax.jit(_draw_generation, static_argnums=(0, 1))
+_jitted_breed = jax.jit(_breed, static_argnums=(0, 1))
+_jitted_first = jax.jit(_first)
+_jitted_succeed = jax.jit(_succeed)

@@ -11,144 +11,30 @@ misleads: the constant mask ``phi = count / F T`` (`constant_mask`) meets the co
 hides nothing from a convolution that divides by the sum of the mask.
 """
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from jaxsparse.masks import check_count, pack_mask, project_to_count, random_mask
-from jaxsparse.search.base import (
+from jaxsparse.search.contract import (
     Best,
+    HostObjective,
     Objective,
     Search,
     archive,
-    as_partial,
+    as_tree,
     empty_archive,
-    name_of,
+    identity_of,
 )
+from jaxsparse.search.relaxations import Relaxation, Setting, as_float, logistic
 from jaxsparse.types import HardMask, PRNGKey, SoftMask
-
-Setting: TypeAlias = float | Float[Array, "*batch"]
-
-# Beyond it a float32 sigmoid is 0 or 1 for every purpose.
-_LOGIT_LIMIT = 60.0
-# Each halves the bracket: float32 has 24 bits.
-_BISECTIONS = 32
-
-
-class Relaxation(NamedTuple):
-    """Pure functions between scores and masks; the constraint is handled apart from it."""
-
-    to_mask: Callable[[Float[Array, "F T"], Int[Array, ""]], SoftMask]
-    """From scores, and the number of updates done, to a mask in [0, 1]; higher scores give higher
-    values."""
-    from_mask: Callable[[PRNGKey, HardMask], Float[Array, "F T"]]
-    """Scores to start from, whose rounding is that hard mask."""
-
-
-def logistic(
-    steepness: Setting = 1.0,
-    final_steepness: Setting | None = None,
-    updates: int | Int[Array, ""] = 10_000,
-) -> Relaxation:
-    """The thesis' ``phi_n(x) = 1 / (1 + exp(-n x))`` (eq. 3.6), of fixed or annealed steepness.
-
-    Args:
-        steepness: n, which the thesis doesn't give.
-        final_steepness: n after `updates`, which it approaches geometrically; by default n is
-            fixed.
-        updates: Length of the annealing.
-    """
-    final_steepness = steepness if final_steepness is None else final_steepness
-    settings = (_float(steepness), _float(final_steepness), _float(updates))
-    return Relaxation(Partial(_annealed, *settings), Partial(_thesis_start))
-
-
-def straight_through(count: int | Int[Array, ""], steepness: Setting = 1.0) -> Relaxation:
-    """Rounding to the exact count, with the gradient of phi_n (Bengio et al., 2013).
-
-    Its windows are empty as a hard mask's are, where the gradient of the sparse convolution goes
-    with 1 / eps: a network to be searched with has a larger eps than its default of 1e-8.
-
-    Args:
-        count: Ones of the mask.
-        steepness: n.
-    """
-    return Relaxation(
-        Partial(_rounded, jnp.asarray(count, jnp.int32), _float(steepness)), Partial(_thesis_start)
-    )
-
-
-def exact_sum(count: int | Int[Array, ""], steepness: Setting = 1.0) -> Relaxation:
-    """``phi_n(x - tau)``, with the tau for which the mask's sum is `count`.
-
-    tau is found by bisection and has the derivative of the implicit function. The constraint is
-    met to the precision of float32, so that the multiplier has nothing to do.
-
-    Args:
-        count: Sum of the mask.
-        steepness: n.
-    """
-    settings = (_float(count), _float(steepness))
-    return Relaxation(Partial(_shifted, *settings), Partial(_thesis_start))
-
-
-def _float(value: Any) -> Array:
-    return jnp.asarray(value, jnp.float32)
-
-
-def _annealed(first: Array, last: Array, length: Array, scores: Array, update: Array) -> Array:
-    share = jnp.clip(_float(update) / length, 0, 1)
-    return jax.nn.sigmoid(first * (last / first) ** share * scores)
-
-
-def _rounded(count: Array, steepness: Array, scores: Array, update: Array) -> Array:
-    soft = jax.nn.sigmoid(steepness * scores)
-    hard = project_to_count(lax.stop_gradient(scores), count).astype(soft.dtype)
-    # What is added is exactly zero.
-    return hard + (soft - lax.stop_gradient(soft))
-
-
-def _shifted(count: Array, steepness: Array, scores: Array, update: Array) -> Array:
-    target = count / scores.size
-    logit = jnp.log(target) - jnp.log1p(-target)
-    # From the shift at which no entry is below the target to that at which none is above.
-    offset = jnp.clip(logit, -_LOGIT_LIMIT, _LOGIT_LIMIT) / steepness
-    low = lax.stop_gradient(jnp.min(scores) - offset)
-    high = lax.stop_gradient(jnp.max(scores) - offset)
-
-    def excess(shift: Array) -> Array:
-        return jnp.mean(jax.nn.sigmoid(steepness * (scores - shift))) - target
-
-    def solve(excess: Callable, _: Array) -> Array:
-        def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-            middle = (bracket[0] + bracket[1]) / 2
-            above = excess(middle) > 0
-            return jnp.where(above, middle, bracket[0]), jnp.where(above, bracket[1], middle)
-
-        low_end, high_end = lax.fori_loop(0, _BISECTIONS, halve, (low, high))
-        return (low_end + high_end) / 2
-
-    def tangent_solve(slope: Callable, value: Array) -> Array:
-        rate = slope(jnp.ones_like(value))
-        # No slope where all entries are 0 or all are 1, and then nothing to shift.
-        return value / jnp.where(rate == 0, 1, rate)
-
-    shift = lax.custom_root(excess, low, solve, tangent_solve)
-    return jax.nn.sigmoid(steepness * (scores - shift))
-
-
-def _thesis_start(key: PRNGKey, mask: Bool[Array, "F T"]) -> Float[Array, "F T"]:
-    """Uniform in (4, 5) at ones and in (-5, -4) at zeros (thesis, section 4.4.1)."""
-    size = jax.random.uniform(key, mask.shape, minval=4.0, maxval=5.0)
-    return jnp.where(mask, size, -size)
 
 
 class LagrangianSettings(NamedTuple):
@@ -198,7 +84,7 @@ def multiplier_ascent(learning_rate: Setting, every: int = 1) -> optax.GradientT
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MultiplierAscentState]:
         n = state.updates + 1
-        rate = jnp.where(n % every == 0, _float(learning_rate), 0)
+        rate = jnp.where(n % every == 0, as_float(learning_rate), 0)
         return jax.tree.map(lambda g: rate * g, updates), MultiplierAscentState(n)
 
     return optax.GradientTransformation(init, update)
@@ -265,8 +151,8 @@ def lagrangian(
         shape: F and T.
         count: Ones of the rounded mask and sum of the soft one; another count compiles nothing
             anew, nor do other settings.
-        settings: Numbers; for a sweep in one call see `jaxsparse.search.base.batch`.
-        relaxation: phi; `logistic` by default.
+        settings: Numbers; for a sweep in one call see `jaxsparse.search.run.batch`.
+        relaxation: phi, one of `jaxsparse.search.relaxations`; `logistic` by default.
         updates_per_step: Updates in a step.
         multiplier_every: The multiplier is updated with each so many-th of them.
 
@@ -274,111 +160,132 @@ def lagrangian(
         TypeError: If the objective leaves the device.
         ValueError: If `count`, `updates_per_step` or `multiplier_every` is out of range.
     """
+    if isinstance(objective, HostObjective):
+        raise TypeError("an objective that leaves the device has no gradient")
     check_count(count, math.prod(shape))
     if updates_per_step < 1 or multiplier_every < 1:
         raise ValueError(
             f"a step has at least one update, not {updates_per_step}, and so has the multiplier's"
             f" period, not {multiplier_every}"
         )
-    relaxation = Relaxation(*map(as_partial, logistic() if relaxation is None else relaxation))
-    init, step = _functions(shape, updates_per_step, multiplier_every)
-    problem = _Problem(
-        as_partial(objective),
-        relaxation,
-        jnp.asarray(count, jnp.int32),
-        LagrangianSettings(*map(_float, settings)),
+    setup = _Setup(
+        _problem(objective, logistic() if relaxation is None else relaxation, count),
+        LagrangianSettings(*map(as_float, settings)),
+        shape,
+        updates_per_step,
+        multiplier_every,
     )
-    # Beside the updates, a step evaluates the soft and the rounded mask that it ends with.
-    functions = (problem.objective, *relaxation)
+    functions = (setup.problem.objective, *setup.problem.relaxation)
     settled = str((shape, updates_per_step, multiplier_every))
-    identity = ("lagrangian", settled, *map(name_of, functions))
     return Search(
-        Partial(init, problem),
-        Partial(step, problem),
+        Partial(_init, setup),
+        Partial(_step, setup),
         1,
+        # Beside the updates, a step evaluates the soft and the rounded mask that it ends with.
         updates_per_step + 2,
-        identity=identity,
+        identity=("lagrangian", settled, *map(identity_of, functions)),
     )
 
 
 class _Problem(NamedTuple):
-    objective: Partial
+    """The functions f and phi and the count, as pytrees."""
+
+    objective: Any
     relaxation: Relaxation
     n_ones: Array
-    settings: LagrangianSettings
 
 
-@functools.lru_cache
-def _functions(
-    shape: tuple[int, int], updates_per_step: int, multiplier_every: int
-) -> tuple[Callable, Callable]:
-    def optimizer(settings: LagrangianSettings) -> optax.GradientTransformation:
+def _problem(objective: Objective, relaxation: Relaxation, count: int | Int[Array, ""]) -> _Problem:
+    trees = Relaxation(*map(as_tree, relaxation))
+    return _Problem(as_tree(objective), trees, jnp.asarray(count, jnp.int32))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Setup:
+    """All that a search's functions hold: arrays are traced, static fields compiled in."""
+
+    # JAX fills trees with other things than arrays too, which a type checker would refuse.
+    problem: Any
+    settings: Any
+    shape: tuple[int, int] = field(metadata={"static": True})
+    updates_per_step: int = field(metadata={"static": True})
+    multiplier_every: int = field(metadata={"static": True})
+
+    def optimizer(self) -> optax.GradientTransformation:
         # Traced numbers are as good as those that optax's types ask for.
-        learning_rate: Any = settings.learning_rate
-        weight_decay: Any = settings.weight_decay
+        learning_rate: Any = self.settings.learning_rate
+        weight_decay: Any = self.settings.weight_decay
         return optax.partition(
             {
                 "scores": optax.adamw(learning_rate, weight_decay=weight_decay),
-                "multiplier": multiplier_ascent(settings.multiplier_rate, multiplier_every),
+                "multiplier": multiplier_ascent(
+                    self.settings.multiplier_rate, self.multiplier_every
+                ),
             },
             {"scores": "scores", "multiplier": "multiplier"},
         )
 
-    def init(problem: _Problem, key: PRNGKey) -> LagrangianState:
-        for_mask, for_scores = jax.random.split(key)
-        mask = random_mask(for_mask, shape, problem.n_ones)
-        scores = problem.relaxation.from_mask(for_scores, mask)
-        rounded = project_to_count(scores, problem.n_ones)
-        start, loss, aux = _score(problem.objective, rounded)
-        best = archive(empty_archive(start, aux), start[None], loss[None], _one(aux))
-        multiplier = _float(problem.settings.multiplier_start)
-        params = {"scores": scores, "multiplier": multiplier}
-        optimizer_state = optimizer(problem.settings).init(params)
-        updates = jnp.zeros((), jnp.int32)
-        return LagrangianState(scores, multiplier, optimizer_state, updates, start, best)
 
-    def step(
-        problem: _Problem, key: PRNGKey, state: LagrangianState
-    ) -> tuple[LagrangianState, LagrangianInfo]:
-        transform = optimizer(problem.settings)
-
-        def update(_: Any, carry: tuple[LagrangianState, Array]) -> tuple[LagrangianState, Array]:
-            state, failed = carry
-            gradients = _differentiate(problem, state.scores, state.updates)
-            params = {"scores": state.scores, "multiplier": state.multiplier}
-            slopes = {
-                "scores": gradients.lagrangian(state.multiplier, problem.settings.penalty),
-                "multiplier": gradients.violation,
-            }
-            changes, optimizer_state = transform.update(slopes, state.optimizer, params)
-            params: Any = optax.apply_updates(params, changes)
-            state = state._replace(**params, optimizer=optimizer_state, updates=state.updates + 1)
-            return state, failed + gradients.failed
-
-        nothing = jnp.zeros((), jnp.int32)
-        state, failed = lax.fori_loop(0, updates_per_step, update, (state, nothing))
-        bits, hard_loss, aux = _score(
-            problem.objective, project_to_count(state.scores, problem.n_ones)
-        )
-        state = state._replace(best=archive(state.best, bits[None], hard_loss[None], _one(aux)))
-        gradients = _differentiate(problem, state.scores, state.updates)
-        slope = gradients.lagrangian(state.multiplier, problem.settings.penalty)
-        return state, LagrangianInfo(
-            best=state.best.loss,
-            loss=gradients.loss,
-            violation=gradients.violation,
-            gradient_norm=gradients.or_nan(jnp.linalg.norm(slope)),
-            multiplier=state.multiplier,
-            hard_loss=hard_loss,
-            crossings=jnp.sum(lax.population_count(bits ^ state.start), dtype=jnp.int32),
-            relative_stationarity=gradients.kkt(state.multiplier).relative_stationarity,
-            failed=failed,
-        )
-
-    return init, step
+def _init(setup: _Setup, key: PRNGKey) -> LagrangianState:
+    problem = setup.problem
+    for_mask, for_scores = jax.random.split(key)
+    mask = random_mask(for_mask, setup.shape, problem.n_ones)
+    scores = problem.relaxation.to_scores(for_scores, mask)
+    rounded = project_to_count(scores, problem.n_ones)
+    start, loss, aux = _score(problem.objective, rounded)
+    best = archive(empty_archive(start, aux), start[None], loss[None], _one(aux))
+    multiplier = as_float(setup.settings.multiplier_start)
+    params = {"scores": scores, "multiplier": multiplier}
+    optimizer_state = setup.optimizer().init(params)
+    updates = jnp.zeros((), jnp.int32)
+    return LagrangianState(scores, multiplier, optimizer_state, updates, start, best)
 
 
-def _score(objective: Partial, mask: HardMask) -> tuple[Array, Array, Any]:
+def _step(
+    setup: _Setup, key: PRNGKey, state: LagrangianState
+) -> tuple[LagrangianState, LagrangianInfo]:
+    problem = setup.problem
+    state, failed = _update(setup, state)
+    bits, hard_loss, aux = _score(problem.objective, project_to_count(state.scores, problem.n_ones))
+    state = state._replace(best=archive(state.best, bits[None], hard_loss[None], _one(aux)))
+    gradients = _differentiate(problem, state.scores, state.updates)
+    slope = gradients.lagrangian(state.multiplier, setup.settings.penalty)
+    return state, LagrangianInfo(
+        best=state.best.loss,
+        loss=gradients.loss,
+        violation=gradients.violation,
+        gradient_norm=gradients.or_nan(jnp.linalg.norm(slope)),
+        multiplier=state.multiplier,
+        hard_loss=hard_loss,
+        crossings=jnp.sum(lax.population_count(bits ^ state.start), dtype=jnp.int32),
+        relative_stationarity=gradients.kkt(state.multiplier).relative_stationarity,
+        failed=failed,
+    )
+
+
+def _update(setup: _Setup, state: LagrangianState) -> tuple[LagrangianState, Array]:
+    """Makes a step's updates; returns the state and how many of them failed."""
+    transform = setup.optimizer()
+
+    def update(_: Any, carry: tuple[LagrangianState, Array]) -> tuple[LagrangianState, Array]:
+        state, failed = carry
+        gradients = _differentiate(setup.problem, state.scores, state.updates)
+        params = {"scores": state.scores, "multiplier": state.multiplier}
+        slopes = {
+            "scores": gradients.lagrangian(state.multiplier, setup.settings.penalty),
+            "multiplier": gradients.violation,
+        }
+        changes, optimizer_state = transform.update(slopes, state.optimizer, params)
+        params: Any = optax.apply_updates(params, changes)
+        state = state._replace(**params, optimizer=optimizer_state, updates=state.updates + 1)
+        return state, failed + gradients.failed
+
+    nothing = jnp.zeros((), jnp.int32)
+    return lax.fori_loop(0, setup.updates_per_step, update, (state, nothing))
+
+
+def _score(objective: Objective, mask: HardMask) -> tuple[Array, Array, Any]:
     """Bits, loss and aux of a hard mask."""
     loss, aux = objective(mask)
     return pack_mask(mask), loss.astype(jnp.float32), aux
@@ -432,7 +339,8 @@ class _Gradients(NamedTuple):
 
 
 def _differentiate(problem: _Problem, scores: Array, updates: Array) -> _Gradients:
-    mask, pull_back = jax.vjp(lambda x: problem.relaxation.to_mask(x, updates), scores)
+    to_mask = problem.relaxation.to_mask
+    mask, pull_back = jax.vjp(lambda x: to_mask(x, problem.n_ones, updates), scores)
     loss, slope = jax.value_and_grad(lambda mask: problem.objective(mask)[0])(mask)
     failed = ~(jnp.isfinite(loss) & jnp.all(jnp.isfinite(slope)))
     # Before it is pulled back, which may mix all entries.
@@ -446,7 +354,7 @@ def _differentiate(problem: _Problem, scores: Array, updates: Array) -> _Gradien
         objective=_finite(objective),
         constraint=constraint,
         scale=jnp.linalg.norm(scattered),
-        violation=(jnp.sum(mask) - _float(problem.n_ones)) / mask.size,
+        violation=(jnp.sum(mask) - as_float(problem.n_ones)) / mask.size,
         failed=failed,
     )
 
@@ -457,20 +365,17 @@ def kkt_residual(
     state: LagrangianState,
     count: int | Int[Array, ""],
 ) -> KKT:
-    """Whether a search converged.
+    """Measures how far a search has converged.
 
     With `straight_through` the gradients are its surrogates.
 
     Args:
         objective: What was minimized.
         relaxation: phi of the search.
-        state: A search's.
-        count: Sum that was asked for.
+        state: The search's state.
+        count: The sum that was asked for.
     """
-    relaxation = Relaxation(*map(as_partial, relaxation))
-    problem = _Problem(
-        as_partial(objective), relaxation, jnp.asarray(count, jnp.int32), LagrangianSettings()
-    )
+    problem = _problem(objective, relaxation, count)
     return _kkt(problem, state.scores, state.updates, state.multiplier)
 
 
@@ -479,16 +384,18 @@ def _kkt(problem: _Problem, scores: Array, updates: Array, multiplier: Array) ->
     return _differentiate(problem, scores, updates).kkt(multiplier)
 
 
-def soft_mask(relaxation: Relaxation, state: LagrangianState) -> SoftMask:
-    """The mask that a state's scores stand for."""
-    return relaxation.to_mask(state.scores, state.updates)
+def soft_mask(
+    relaxation: Relaxation, state: LagrangianState, count: int | Int[Array, ""]
+) -> SoftMask:
+    """Returns the soft mask that a state's scores stand for, where its sum is to be `count`."""
+    return relaxation.to_mask(state.scores, jnp.asarray(count, jnp.int32), state.updates)
 
 
 def hard_mask(state: LagrangianState, count: int | Int[Array, ""]) -> HardMask:
-    """The `count` largest scores set to one (thesis, section 4.4.1); not the best mask archived."""
+    """Keeps the `count` largest scores (thesis, section 4.4.1), which is not the archived mask."""
     return project_to_count(state.scores, count)
 
 
 def constant_mask(shape: tuple[int, int], count: int | Int[Array, ""]) -> SoftMask:
-    """The baseline ``count / F T`` everywhere, which meets the constraint and hides nothing."""
-    return jnp.full(shape, _float(count) / math.prod(shape))
+    """Returns ``count / F T`` everywhere: a baseline that is feasible and hides nothing."""
+    return jnp.full(shape, as_float(count) / math.prod(shape))

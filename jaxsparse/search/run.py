@@ -1,37 +1,25 @@
-"""What searches for masks have in common: the contract, the archive and the loop.
-
-A search is a pair of pure functions over a state, as an optax optimizer or a blackjax sampler is::
-
-    state = search.init(key)
-    state, info = search.step(key, state)
-
-and knows of its problem only an objective, ``mask -> (loss, aux)``, which it minimizes. `run` calls
-`step` in compiled loops, with progress, budgets and checkpoints between them.
-
-Functions that hold arrays are `jax.tree_util.Partial`, whose arrays are arguments of what is
-compiled: another clip of the same shape then compiles nothing anew. A plain closure works as well,
-but a new one is a new function to the compiler, with its arrays as constants.
-"""
+"""Running searches in compiled calls, with progress, budgets and checkpoints between them."""
 
 import functools
 import hashlib
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool
 from tqdm import tqdm
 
 from jaxsparse.masks import unpack_mask
-from jaxsparse.types import Mask, PRNGKey
+from jaxsparse.search.contract import Best, Search, as_tree
+from jaxsparse.types import PRNGKey
 
 # A compiled call of `run` takes about as long: short enough for a bar, budgets and Ctrl-C.
 CALL_SECONDS = 3.0
@@ -41,97 +29,6 @@ CALL_STEPS = 500
 SAVE_SECONDS = 60.0
 # What `init` folds into the key; steps fold in their number.
 _INIT = np.uint32(2**32 - 1)
-# Of the memory, for individuals evaluated together.
-_MEMORY_SHARE = 4
-# More at a time is no faster on a CPU, whose caches it leaves.
-_CPU_CHUNK_BYTES = 1 << 26
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """What is minimized, as a pure function of one mask that can be traced.
-
-    A search evaluates many masks by ``vmap``. A score to be maximized enters negated.
-    """
-
-    def __call__(self, mask: Mask) -> tuple[Float[Array, ""], Any]:
-        """Evaluates a mask.
-
-        Args:
-            mask: Hard (bool), or soft (float) where a search relaxes it.
-
-        Returns:
-            The loss, NaN where there is none, and a tree of arrays that is archived with the best
-            mask (None if there is nothing to say).
-        """
-        ...
-
-
-class HostObjective(NamedTuple):
-    """An objective that must leave the device, over a whole population.
-
-    Attributes:
-        score: From packed masks [P, W] (see `jaxsparse.masks.pack_mask`) to losses [P] and aux, a
-            tree of arrays with leading axis P; never traced.
-        identity: A tree of arrays and strings that decide on the scores: a search's checkpoints
-            are refused for others.
-    """
-
-    score: Callable[[UInt8[Array, "P W"]], tuple[Any, Any]]
-    identity: Any = ()
-
-
-class Best(NamedTuple):
-    """The best hard mask so far; a search's state has it as `best`."""
-
-    bits: UInt8[Array, "*batch W"]
-    """Packed, with exactly the count of ones that was asked for."""
-    loss: Float[Array, "*batch"]
-    """Of that hard mask; inf while no mask had a loss, and the mask is the first one then."""
-    aux: Any
-    """What the objective gave with it."""
-
-
-class State(Protocol):
-    """What every search's state, a NamedTuple of arrays, has."""
-
-    @property
-    def best(self) -> Best:
-        """The archive; its loss never rises."""
-        ...
-
-
-class Info(Protocol):
-    """What every search's info, a NamedTuple of arrays, has; `run` stacks them as history."""
-
-    @property
-    def best(self) -> Float[Array, ""]:
-        """Loss of the archived mask."""
-        ...
-
-
-Init: TypeAlias = Callable[[PRNGKey], Any]
-Step: TypeAlias = Callable[[PRNGKey, Any], tuple[Any, Any]]
-
-
-class Search(NamedTuple):
-    """A search: ``init(key) -> state`` and ``step(key, state) -> (state, info)``, both pure.
-
-    Its functions may be arguments of what is compiled, as `Partial`; the whole of it may not, since
-    its identity holds strings.
-    """
-
-    init: Init
-    step: Step
-    initial_evaluations: int = 1
-    """Masks that `init` evaluates."""
-    evaluations: int = 1
-    """Masks that a step evaluates."""
-    on_host: bool = False
-    """Whether its objective leaves the device, so that it can't be traced as a whole."""
-    identity: Any = ()
-    """A tree of arrays and strings, beside the arrays of the functions, that decide on the result:
-    a search's checkpoints are refused for others."""
 
 
 class Result(NamedTuple):
@@ -153,104 +50,14 @@ class Result(NamedTuple):
         return self.state.best
 
     def mask(self, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-        """The best mask, unpacked; for a batch, with its axis first."""
+        """Unpacks the best mask; for a batch, with its axis first."""
         bits = self.best.bits
         unpack = functools.partial(unpack_mask, shape=shape)
         return unpack(bits) if bits.ndim == 1 else jax.vmap(unpack)(bits)
 
 
-def empty_archive(bits: UInt8[Array, " W"], aux: Any) -> Best:
-    """An archive without a loss.
-
-    Args:
-        bits: A packed mask of the right count, which stands there until one has a loss.
-        aux: What the objective gave with it, or would.
-    """
-    return Best(bits, jnp.float32(jnp.inf), aux)
-
-
-def archive(best: Best, bits: UInt8[Array, "P W"], losses: Float[Array, " P"], aux: Any) -> Best:
-    """The better of the archive and the best of a population; NaN never wins.
-
-    Args:
-        best: So far.
-        bits: Packed hard masks.
-        losses: Theirs.
-        aux: Theirs, with leading axis P.
-    """
-    losses = worst_if_nan(losses)
-    i = jnp.argmin(losses)
-    newest = Best(bits[i], losses[i], jax.tree.map(lambda leaf: leaf[i], aux))
-    return jax.tree.map(lambda new, old: jnp.where(newest.loss < best.loss, new, old), newest, best)
-
-
-def worst_if_nan(losses: Float[Array, "*P"]) -> Float[Array, "*P"]:
-    """Losses with inf for NaN, as float32."""
-    losses = losses.astype(jnp.float32)
-    return jnp.where(jnp.isnan(losses), jnp.inf, losses)
-
-
-def as_partial(function: Callable) -> Partial:
-    """A function as a tree, so that the arrays of a `Partial` stay arguments under jit."""
-    return function if isinstance(function, Partial) else Partial(function)
-
-
-def evaluate(
-    objective: Partial, bits: UInt8[Array, "P W"], shape: tuple[int, ...], chunk: int
-) -> tuple[Float[Array, " P"], Any]:
-    """Losses and aux of packed masks, `chunk` of them unpacked and evaluated at a time."""
-    # The largest that divides, unless it is far smaller: a remainder is compiled for itself.
-    n = bits.shape[0]
-    chunk = min(chunk, n)
-    divisor = next(size for size in range(chunk, 0, -1) if n % size == 0)
-    chunk = divisor if 2 * divisor >= chunk else chunk
-    return lax.map(lambda packed: objective(unpack_mask(packed, shape)), bits, batch_size=chunk)
-
-
-def chunk_size(objective: Partial, shape: tuple[int, ...], chunk_bytes: int | None = None) -> int:
-    """How many masks may be evaluated at a time.
-
-    Args:
-        objective: It is compiled for one mask, and the compiler asked what that takes.
-        shape: Of a mask.
-        chunk_bytes: What they may take together; by default a quarter of the device's memory, and
-            on a CPU, where more is no faster, at most 64 MiB.
-
-    Raises:
-        ValueError: If `chunk_bytes` is not positive.
-    """
-    if chunk_bytes is None:
-        chunk_bytes = _memory() // _MEMORY_SHARE
-        if jax.default_backend() == "cpu":
-            chunk_bytes = min(chunk_bytes, _CPU_CHUNK_BYTES)
-    elif chunk_bytes < 1:
-        raise ValueError(f"chunk_bytes must be positive, not {chunk_bytes}")
-    leaves, structure = jax.tree.flatten(objective)
-    kinds = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return max(chunk_bytes // _bytes_per_mask(structure, kinds, shape), 1)
-
-
-def _memory() -> int:
-    """Of the device, or of the system; not what is free, since results must not depend on that."""
-    memory = jax.local_devices()[0].memory_stats()
-    if memory and "bytes_limit" in memory:
-        return memory["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-@functools.lru_cache
-def _bytes_per_mask(structure: Any, kinds: Any, shape: tuple[int, ...]) -> int:
-    objective = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
-    mask = jax.ShapeDtypeStruct(shape, jnp.bool_)
-    compiled = jax.jit(lambda objective, mask: objective(mask)).lower(objective, mask).compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None
-    # Unpacking makes a byte of a bit once more.
-    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes) + 2 * math.prod(shape)
-
-
 def batch(make: Callable[[Any], Search], data: Any) -> Search:
-    """Independent searches side by side, by ``vmap``: over clips, settings or islands.
+    """Makes independent searches run side by side, by ``vmap``: over clips, settings or islands.
 
     States, infos and results have the batch as their first axis. Each search gets a key of its
     own, split from the one that `init` or `step` is given. Each evaluates a chunk at a time, so
@@ -268,29 +75,35 @@ def batch(make: Callable[[Any], Search], data: Any) -> Search:
     if first.on_host:
         raise ValueError("searches whose objective leaves the device can't be batched")
     n = jax.tree.leaves(data)[0].shape[0]
-    init, step = _batched(make)
+    searches = _Batch(data, make)
     return Search(
-        Partial(init, data),
-        Partial(step, data),
+        Partial(_init_batch, searches),
+        Partial(_step_batch, searches),
         n * first.initial_evaluations,
         n * first.evaluations,
         identity=first.identity,
     )
 
 
-@functools.lru_cache
-def _batched(make: Callable[[Any], Search]) -> tuple[Callable, Callable]:
-    def split(data: Any, key: PRNGKey) -> Array:
-        return jax.random.split(key, jax.tree.leaves(data)[0].shape[0])
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Batch:
+    data: Any
+    make: Callable[[Any], Search] = field(metadata={"static": True})
 
-    def init(data: Any, key: PRNGKey) -> Any:
-        return jax.vmap(lambda entry, own: make(entry).init(own))(data, split(data, key))
+    def split(self, key: PRNGKey) -> Array:
+        return jax.random.split(key, jax.tree.leaves(self.data)[0].shape[0])
 
-    def step(data: Any, key: PRNGKey, state: Any) -> tuple[Any, Any]:
-        advance = jax.vmap(lambda entry, own, state: make(entry).step(own, state))
-        return advance(data, split(data, key), state)
 
-    return init, step
+def _init_batch(searches: _Batch, key: PRNGKey) -> Any:
+    return jax.vmap(lambda entry, own: searches.make(entry).init(own))(
+        searches.data, searches.split(key)
+    )
+
+
+def _step_batch(searches: _Batch, key: PRNGKey, state: Any) -> tuple[Any, Any]:
+    advance = jax.vmap(lambda entry, own, state: searches.make(entry).step(own, state))
+    return advance(searches.data, searches.split(key), state)
 
 
 def run(
@@ -374,7 +187,7 @@ class _Loop:
         self.history: list[dict[str, np.ndarray]] = []
 
     def begin(self, saved: "_Saved") -> None:
-        init = as_partial(self.search.init)
+        init = as_tree(self.search.init)
         if not self.search.on_host:
             init = functools.partial(_init, init)
         # Steps fold in their number from 0 on.
@@ -391,7 +204,7 @@ class _Loop:
         self.seconds = time.perf_counter() - began
 
     def calls(self, minutes: float | None) -> Iterator[int]:
-        """Advances; yields how many steps each call took."""
+        """Advances call by call; yields the steps of each call."""
         advance = self._on_host if self.search.on_host else self._compiled()
         n = self.call_steps if self.one_call else 1
         began = time.perf_counter()
@@ -408,7 +221,7 @@ class _Loop:
             n = min(max(int(n * CALL_SECONDS / max(took, 1e-9)), 1), 2 * n, self.call_steps)
 
     def _compiled(self) -> Callable[[int], None]:
-        step = as_partial(self.search.step)
+        step = as_tree(self.search.step)
         _, info = jax.eval_shape(step, self.key, self.state)
         empty = jax.tree.map(lambda x: jnp.zeros((self.call_steps, *x.shape), x.dtype), info)
 
@@ -428,7 +241,7 @@ class _Loop:
             self.history.append({k: np.asarray(v)[None] for k, v in info._asdict().items()})
 
     def stacked(self) -> dict[str, np.ndarray]:
-        """The history so far, its fields in order; empty before the first step."""
+        """Joins the history so far, its fields in order; empty before the first step."""
         parts = self.history
         if not parts:
             return {}
@@ -441,15 +254,15 @@ class _Loop:
 
 
 @jax.jit
-def _init(init: Partial, key: PRNGKey) -> Any:
+def _init(init: Callable, key: PRNGKey) -> Any:
     return init(key)
 
 
 @functools.partial(jax.jit, donate_argnums=2)
 def _advance(
-    step: Partial, key: PRNGKey, state: Any, start: Any, stop: Any, infos: Any
+    step: Callable, key: PRNGKey, state: Any, start: Any, stop: Any, infos: Any
 ) -> tuple[Any, Any]:
-    """Steps from `start` to `stop`, which are traced: calls of any length are compiled once."""
+    """Advances from step `start` to `stop`, both traced: calls of any length compile once."""
 
     def body(i: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state, infos = carry
@@ -517,9 +330,9 @@ def _check_saved(found: Any) -> None:
 
 
 def _fingerprint(search: Search, key: PRNGKey) -> str:
-    """SHA-256 of what decides on a run and can be seen; closures can't be looked into."""
+    """Returns the SHA-256 of all that determines a run but the arrays of closures."""
     digest = hashlib.sha256()
-    parts = (key, as_partial(search.init), as_partial(search.step), search[2:])
+    parts = (key, as_tree(search.init), as_tree(search.step), search[2:])
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
@@ -527,9 +340,3 @@ def _fingerprint(search: Search, key: PRNGKey) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def name_of(function: Callable) -> str:
-    """A function's name, without those of the arrays that a `Partial` holds."""
-    function = function.func if isinstance(function, Partial) else function
-    return f"{function.__module__}.{function.__qualname__}"

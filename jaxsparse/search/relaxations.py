@@ -1,0 +1,148 @@
+"""Relaxations: maps from scores, one for each bin, to soft masks (thesis, eq. 3.6).
+
+A new one is a function that returns a `Relaxation`, and a line in `RELAXATIONS`::
+
+    def clipped(steepness: Setting = 1.0) -> Relaxation:
+        return Relaxation(lambda scores, count, update: jnp.clip(0.5 + steepness * scores, 0, 1))
+
+Where `to_mask` is a `Partial` of a module's function and the settings, as it is below, they are
+arguments of what is compiled, and other settings compile nothing anew.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxsparse.masks import project_to_count
+from jaxsparse.types import HardMask, PRNGKey, SoftMask
+
+Setting: TypeAlias = float | Float[Array, "*batch"]
+
+# Beyond it a float32 sigmoid is 0 or 1 for every purpose.
+_LOGIT_LIMIT = 60.0
+# Each halves the bracket: float32 has 24 bits.
+_BISECTIONS = 32
+
+
+def as_float(value: Any) -> Float[Array, "*batch"]:
+    """Returns a setting as float32."""
+    return jnp.asarray(value, jnp.float32)
+
+
+def thesis_start(key: PRNGKey, mask: Bool[Array, "F T"]) -> Float[Array, "F T"]:
+    """Draws scores uniformly from (4, 5) at ones and from (-5, -4) at zeros (thesis, 4.4.1)."""
+    size = jax.random.uniform(key, mask.shape, minval=4.0, maxval=5.0)
+    return jnp.where(mask, size, -size)
+
+
+class Relaxation(NamedTuple):
+    """Pure functions between scores and masks; the constraint is handled apart from them."""
+
+    to_mask: Callable[[Float[Array, "F T"], Int[Array, ""], Int[Array, ""]], SoftMask]
+    """From scores, the count of ones (int32, traced) and the number of updates done to a mask in
+    [0, 1]. Higher scores give higher values."""
+    to_scores: Callable[[PRNGKey, HardMask], Float[Array, "F T"]] = thesis_start
+    """From a key and a hard mask to scores to start from, which are rounded to that mask."""
+
+
+def logistic(
+    steepness: Setting = 1.0,
+    final_steepness: Setting | None = None,
+    updates: int | Int[Array, ""] = 10_000,
+) -> Relaxation:
+    """Makes the thesis' ``phi_n(x) = 1 / (1 + exp(-n x))`` (eq. 3.6), of fixed or annealed n.
+
+    Args:
+        steepness: n, which the thesis doesn't give.
+        final_steepness: n after `updates`, which it approaches geometrically; by default n is
+            fixed.
+        updates: Length of the annealing.
+    """
+    final_steepness = steepness if final_steepness is None else final_steepness
+    settings = (as_float(steepness), as_float(final_steepness), as_float(updates))
+    return Relaxation(Partial(_annealed, *settings))
+
+
+def _annealed(
+    first: Array, last: Array, length: Array, scores: Array, count: Array, update: Array
+) -> Array:
+    share = jnp.clip(as_float(update) / length, 0, 1)
+    return jax.nn.sigmoid(first * (last / first) ** share * scores)
+
+
+def straight_through(steepness: Setting = 1.0) -> Relaxation:
+    """Makes rounding to the exact count, with the gradient of phi_n (Bengio et al., 2013).
+
+    Its windows are empty as a hard mask's are, where the gradient of the sparse convolution goes
+    with 1 / eps: a network to be searched with has a larger eps than its default of 1e-8.
+
+    Args:
+        steepness: n.
+    """
+    return Relaxation(Partial(_rounded, as_float(steepness)))
+
+
+def _rounded(steepness: Array, scores: Array, count: Array, update: Array) -> Array:
+    soft = jax.nn.sigmoid(steepness * scores)
+    hard = project_to_count(lax.stop_gradient(scores), count).astype(soft.dtype)
+    # What is added is exactly zero.
+    return hard + (soft - lax.stop_gradient(soft))
+
+
+def exact_sum(steepness: Setting = 1.0) -> Relaxation:
+    """Makes ``phi_n(x - tau)``, with the tau for which the mask's sum is the count.
+
+    tau is found by bisection and has the derivative of the implicit function. The constraint is
+    met to the precision of float32, so that the multiplier has nothing to do.
+
+    Args:
+        steepness: n.
+    """
+    return Relaxation(Partial(_shifted, as_float(steepness)))
+
+
+def _shifted(steepness: Array, scores: Array, count: Array, update: Array) -> Array:
+    target = as_float(count) / scores.size
+    logit = jnp.log(target) - jnp.log1p(-target)
+    # From the shift at which no entry is below the target to that at which none is above.
+    offset = jnp.clip(logit, -_LOGIT_LIMIT, _LOGIT_LIMIT) / steepness
+    low = lax.stop_gradient(jnp.min(scores) - offset)
+    high = lax.stop_gradient(jnp.max(scores) - offset)
+
+    def excess(shift: Array) -> Array:
+        return jnp.mean(jax.nn.sigmoid(steepness * (scores - shift))) - target
+
+    def solve(excess: Callable, _: Array) -> Array:
+        return _bisect(excess, low, high)
+
+    shift = lax.custom_root(excess, low, solve, _solve_tangent)
+    return jax.nn.sigmoid(steepness * (scores - shift))
+
+
+def _bisect(excess: Callable, low: Array, high: Array) -> Array:
+    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        middle = (bracket[0] + bracket[1]) / 2
+        above = excess(middle) > 0
+        return jnp.where(above, middle, bracket[0]), jnp.where(above, bracket[1], middle)
+
+    low_end, high_end = lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+    return (low_end + high_end) / 2
+
+
+def _solve_tangent(slope: Callable, value: Array) -> Array:
+    rate = slope(jnp.ones_like(value))
+    # No slope where all entries are 0 or all are 1, and then nothing to shift.
+    return value / jnp.where(rate == 0, 1, rate)
+
+
+RELAXATIONS: dict[str, Callable[..., Relaxation]] = {
+    "logistic": logistic,
+    "straight-through": straight_through,
+    "exact-sum": exact_sum,
+}
+"""Constructors by name; each takes a `steepness`."""
