@@ -473,6 +473,24 @@ def test_info(compressed, capsys, no_codec):
     assert "16,000 Hz (larger, not smaller)" in table
 
 
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [
+        ("mixed", "50 % stored (the loudest), the others drawn by seed 5"),
+        ("positions", "all stored"),
+        ("random", "all drawn by seed 5"),
+        ("loudest", "all stored (the loudest)"),
+        ("loudest-quarter", "25 % stored (the loudest), the others drawn by seed 5"),
+        ("some-positions", "33.3 % stored, the others drawn by seed 5"),
+    ],
+)
+def test_info_says_where_the_kept_bins_come_from(name, positions, capsys):
+    path = Path(__file__).parent / "fuzz" / "corpus" / "valid" / f"{name}.jsac"
+    assert main(["info", str(path)]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "sparsity" in line]
+    assert row.startswith("mask ") and row.endswith(f" bins, {positions}")
+
+
 def test_compress_reports_size_and_a_network_that_fits_only_nearly(wav, tmp_path, capsys):
     options = ["--mask", "random", "--seed", "7", "--phases", "60", "--phase-bits", "2"]
     small, smaller = tmp_path / "small.jsac", tmp_path / "smaller.jsac"

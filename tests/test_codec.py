@@ -432,6 +432,27 @@ def test_overshooting_network_is_bounded():
     assert np.isfinite(overshoot(jnp.inf)).all()
 
 
+def test_what_hides_from_the_loudest_bins_is_no_louder():
+    """A file that keeps the loudest bins alone, which the encoder doesn't write yet."""
+    samples = speechlike(20_000)
+    header = stream._make_header(CodecSettings(sparsity="0.9"), SHA256, 20_000, 1, 16_000)
+    header = dataclasses.replace(header, coded_share="1", loudest=True)
+    (analysed,) = stream._analyse(samples[:, 0], header)
+    segment = stream._quantize(header, 0, 0, *analysed, None)
+    data = container.pack(header, [encode_segment(header, 0, 0, segment)])
+    assert container.unpack(data).header == header and header.version == 2
+
+    def change(level):
+        return lambda spectrogram, mask: jnp.full(mask.shape, level, jnp.float32)
+
+    quietest = float(segment.levels[segment.mask].min()) * 0.5
+    decoded, _ = codec.decompress(data, load=replace_network(change(100.0)))
+    expected, _ = codec.decompress(data, load=replace_network(change(quietest)))
+    below, _ = codec.decompress(data, load=replace_network(change(quietest - 3)))
+    np.testing.assert_array_equal(decoded, expected)
+    assert np.abs(decoded - below).max() > 1e-3
+
+
 def decibel(samples):
     return 10 * np.log10(np.mean(np.square(samples, dtype=np.float64)))
 
