@@ -48,12 +48,12 @@ def make_search(problem: train_step.Problem, population: int) -> Any:
     import jax.numpy as jnp
 
     from jaxsparse.masks import count_observed
-    from jaxsparse.nn.network import sparse_cnn
+    from jaxsparse.nn.sparse_cnn import sparse_cnn
     from jaxsparse.objectives import mse_objective
     from jaxsparse.search.genetic import GeneticConfig, genetic
 
     dense = jnp.asarray(problem.spectrograms[0])
-    objective = mse_objective(sparse_cnn().apply, problem.params, dense, keep_observed=False)
+    objective = mse_objective(sparse_cnn(), problem.params, dense, keep_observed=False)
     shape = (dense.shape[0], dense.shape[1])
     return genetic(objective, shape, count_observed(shape, SPARSITY), GeneticConfig(population))
 

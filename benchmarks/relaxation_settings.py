@@ -71,8 +71,8 @@ def sweep(settings: Settings) -> list[dict[str, float]]:
     dense = log_power(stft(jnp.asarray(signal)))
     n_bins, n_frames = dense.shape
     shape, count = (n_bins, n_frames), count_observed(dense.shape, SPARSITY)
-    apply, params, _ = load_pretrained(NETWORK)
-    objective = mse_objective(apply, params, dense, keep_observed=False)
+    decoder, params, _ = load_pretrained(NETWORK)
+    objective = mse_objective(decoder, params, dense, keep_observed=False)
     names = ("learning_rate", "multiplier_rate", "penalty", "steepness")
     combinations = list(itertools.product(*(getattr(settings, name) for name in names)))
     columns = dict(zip(names, jnp.asarray(combinations).T, strict=True))

@@ -71,7 +71,7 @@ def make_problem(batch: int) -> Problem:
     import jax
 
     from jaxsparse.masks import count_observed, random_mask
-    from jaxsparse.nn.network import sparse_cnn
+    from jaxsparse.nn.sparse_cnn import sparse_cnn
 
     count = count_observed(SHAPE, SPARSITY)
     keys = jax.random.split(jax.random.key(0), batch)
@@ -92,7 +92,7 @@ def ours(problem: Problem, kernel_gradient: Any) -> Variant:
     import jax.numpy as jnp
     import optax
 
-    from jaxsparse.nn.network import SparseCNNConfig, sparse_cnn
+    from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
 
     apply = sparse_cnn(SparseCNNConfig(kernel_gradient=kernel_gradient)).apply
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -145,7 +145,7 @@ def torch_network(problem: Problem, threads: int) -> Any:
         sys.exit("this benchmark needs PyTorch: pip install 'jaxsparse[benchmark]'")
     from torch.nn import functional
 
-    from jaxsparse.nn.network import SparseCNNConfig
+    from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 
     torch.set_num_threads(threads)
     config = SparseCNNConfig()

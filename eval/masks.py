@@ -37,7 +37,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from eval import masks_report
 from eval.command import parse_settings, run_command
@@ -47,6 +46,7 @@ from eval.report import SCORES, Phases
 from eval.rows import Row, RowFile, RowsError, one_of, parse_reasons
 from jaxsparse import pretrained
 from jaxsparse.audio import atomic_write
+from jaxsparse.contracts import Decoder
 from jaxsparse.data.clips import FileClip
 from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
 from jaxsparse.errors import AudioError
@@ -55,7 +55,7 @@ from jaxsparse.metrics import ScorePool
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
-from jaxsparse.search.contract import Search
+from jaxsparse.search.contract import HostObjective, Objective, Search
 from jaxsparse.search.genetic import WITHOUT_REPRODUCTION, GeneticConfig, genetic
 from jaxsparse.search.lagrangian import (
     LagrangianSettings,
@@ -143,8 +143,9 @@ class Settings:
     """Folder for all results; a run in it is resumed."""
     sparsity: tuple[float, ...] = (0.8, 0.85, 0.9, 0.95)
     """Shares of bins that are hidden; of these, networks are shipped for random masks."""
-    params: Path | None = None
-    """A safetensors file of parameters to use at every sparsity instead of the shipped networks."""
+    decoder: str | None = None
+    """A decoder to use at every sparsity, by name or path (.safetensors); by default the shipped
+    network for random masks of that sparsity. An interpolation has no relaxation."""
     methods: tuple[Method, ...] = METHODS
     """What masks come from."""
     fitness: tuple[Fitness, ...] = ("mse", "pesq")
@@ -283,7 +284,7 @@ def run(settings: Settings) -> dict[str, Any]:
 def _report(settings: Settings, rows: dict[tuple, Row]) -> dict[str, Any]:
     """Writes tables and figures, and returns the summary."""
     about = _identity(settings) | {
-        "params": portable_path(settings.params) if settings.params else None,
+        "decoder": settings.decoder and portable_path(Path(settings.decoder)),
         "backend": jax.default_backend(),
     }
     summary = masks_report.summarize(sorted(rows.values(), key=_place), about)
@@ -335,9 +336,16 @@ def make_tasks(settings: Settings, pool: ScorePool) -> Iterator[Task]:
     Raises:
         AudioError: If a clip can't be read or has no PESQ; it is named.
         OSError: If a clip or a network can't be found.
+        SettingsError: If a decoder can't do what is asked.
         WeightsError: If a network's file is damaged.
     """
     networks = {sparsity: _network(settings, sparsity) for sparsity in settings.sparsity}
+    soft = {"constant", "relaxation"} & set(settings.methods)
+    if soft and any(network.decoder.on_host for network in networks.values()):
+        raise SettingsError(
+            f"the decoder {settings.decoder} runs on the host and takes no soft masks: leave out "
+            f"the methods {' and '.join(sorted(soft))}"
+        )
     updates = settings.steps // _updates_per_step(settings) * _updates_per_step(settings)
     asked = {
         "genetic": settings.generations,
@@ -371,9 +379,12 @@ def _updates_per_step(settings: Settings) -> int:
 
 
 def _network(settings: Settings, sparsity: float) -> Pretrained:
-    if settings.params:
-        return pretrained.load_weights(settings.params)
-    return pretrained.load_pretrained(f"random-{100 * sparsity:g}")
+    if settings.decoder:
+        return pretrained.load_decoder(settings.decoder)
+    name, fits = pretrained.choose_pretrained("random", sparsity)
+    if not fits:
+        raise SettingsError(f"no network ships for random masks of {sparsity}: give --decoder")
+    return pretrained.load_pretrained(name)
 
 
 def read_clip(path: Path, settings: Settings, pool: ScorePool) -> Sound:
@@ -501,7 +512,7 @@ def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
             config=CONFIG,
         )
     else:
-        objective = _on_device(settings, task)
+        objective = _by_gradient(settings, task)
     search = genetic(objective, task.shape, task.n_ones, config)
     # The first population is a generation too.
     result = _search(settings, task, search, settings.generations - 1)
@@ -519,8 +530,8 @@ def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
     return Found({task.search: mask}, {task.search: facts}, history)
 
 
-def _on_device(settings: Settings, task: Task) -> Partial:
-    """The MSE or the surrogate, which have gradients."""
+def _by_gradient(settings: Settings, task: Task) -> Objective | HostObjective:
+    """The MSE or the surrogate, which have gradients where the decoder has."""
     sound, network = task.sound, task.network
     if NAMES[task.search][1] == "mse":
         return mse_objective(
@@ -540,7 +551,7 @@ def _on_device(settings: Settings, task: Task) -> Partial:
 
 def _relaxation(settings: Settings, task: Task, pool: ScorePool) -> Found:
     updates_per_step = _updates_per_step(settings)
-    objective = _on_device(settings, task)
+    objective = _by_gradient(settings, task)
     relaxation = RELAXATIONS[settings.relaxation](steepness=settings.steepness)
     rates = LagrangianSettings(
         learning_rate=settings.learning_rate,
@@ -604,7 +615,7 @@ _FINDERS: dict[Method, Callable[[Settings, Task, ScorePool], Found]] = {
 def score(settings: Settings, task: Task, found: Found, pool: ScorePool) -> list[Row]:
     """Rows of a task's masks, for each choice of phases."""
     sound = task.sound
-    complete = _completion(task.network.apply, settings.keep_observed)
+    complete = _completion(task.network.decoder, settings.keep_observed)
     synthesize = make_synthesis(PHASES, len(sound.signal), 1)
     # The bins were put back before, if at all, which soft masks need.
     kept = jnp.zeros((1, *sound.dense.shape), bool)
@@ -643,9 +654,9 @@ def score(settings: Settings, task: Task, found: Found, pool: ScorePool) -> list
 
 
 @functools.lru_cache
-def _completion(apply: Callable, keep_observed: bool) -> Callable:
-    complete = functools.partial(reconstruct_spectrogram, apply, keep_observed=keep_observed)
-    return jax.jit(complete)
+def _completion(decoder: Decoder, keep_observed: bool) -> Callable:
+    complete = functools.partial(reconstruct_spectrogram, decoder, keep_observed=keep_observed)
+    return complete if decoder.on_host else jax.jit(complete)
 
 
 def _write_mask(out: Path, task: Task, method: str, mask: jax.Array) -> None:

@@ -78,6 +78,7 @@ MAX_PENDING = 64
 
 # Masks where nothing says what they should be.
 DEFAULT_MASKS = ("random", 0.95)
+ALL_PHASES: tuple[Phases, ...] = ("all",)
 Fill: TypeAlias = Callable[[jax.Array, jax.Array], Any]
 
 
@@ -249,7 +250,7 @@ def make_methods(settings: Settings) -> list[Method]:
     for pair in masks or _asked(settings):
         for name, network in loaded.items():
             if network.decoder.on_host:
-                more = ((True,), ("all",), settings.seeds, fill(network))
+                more = ((True,), ALL_PHASES, settings.seeds, fill(network))
                 methods.append(Method(name, *pair, *more))
     return methods
 

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def offsets(version):
     return places
 
 
-def make_header(mask="mixed", **changes):
+def make_header(mask: Any = "mixed", **changes: Any):
     """A header with the numbers that `compress` writes, but for `changes`."""
     coded_share, loudest = MASKS[mask]
     defaults = {

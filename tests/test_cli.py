@@ -162,7 +162,6 @@ def test_the_version_is_that_of_the_project():
         ["--sparsity", "-0.1"],
         ["--sparsity", "nan"],
         ["--sparsity", "most"],
-        ["--mask", "loud"],
         ["--phases", "61"],
         ["--seed", "x"],
         ["--sparcity", "0.9"],
@@ -185,6 +184,8 @@ def test_settings_that_the_codec_refuses(wav, tmp_path, capsys):
         ["--phase-bits", "99"],
         ["--seed", "-1"],
         ["--network", "unheard-of"],
+        ["--decoder", "sparse-cnn"],
+        ["--mask", "loud"],
     ):
         refusal(capsys, ["compress", wav, tmp_path / "out.jsac", *options])
     assert snapshot(tmp_path) == {}

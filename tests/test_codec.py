@@ -113,6 +113,7 @@ def test_segments_agree_with_the_whole_at_once(keep_observed):
     )
     spectrogram = jnp.asarray(levels * 0.5, jnp.float32)
     network = untrained()
+    halo = stream._context(network.decoder)
     with jax.default_matmul_precision("highest"):
         completed = jax.jit(network.decoder.apply)(network.params, spectrogram, jnp.asarray(mask))
     # What is not among the loudest bins of its segment is not louder than these, and nothing is
@@ -120,7 +121,7 @@ def test_segments_agree_with_the_whole_at_once(keep_observed):
     capped = []
     for segment, start in zip(segments, (0, 302), strict=True):
         limit = jnp.where(segment.chosen, jnp.inf, segment.levels[segment.chosen].min() * 0.5)
-        window = slice(max(start - network.decoder.halo, 0), start + 302 + network.decoder.halo)
+        window = slice(max(start - halo, 0), start + 302 + halo)
         floor = spectrogram[:, window][mask[:, window]].max() - 80
         capped.append(jnp.clip(completed[:, start : start + 302], floor, limit))
     completed = jnp.concatenate(capped, axis=1)
@@ -260,7 +261,7 @@ def test_synthesis_holds_the_segments_that_its_window_sees(monkeypatch):
     network = untrained()
     parts = [[b""] * 4] * n_segments
     windows = stream._windows(header, 0, parts, network)
-    halo = network.decoder.halo
+    halo = stream._context(network.decoder)
     for index, window in enumerate(windows):
         frames = np.arange(index * 302 - halo, (index + 1) * 302 + halo)
         expected = np.where(window.valid[0], frames // 302, 0)
@@ -433,22 +434,18 @@ def test_overshooting_network_is_bounded():
 
 
 def test_what_hides_from_the_loudest_bins_is_no_louder():
-    """A file that keeps the loudest bins alone, which the encoder doesn't write yet."""
-    samples = speechlike(20_000)
-    header = stream._make_header(CodecSettings(sparsity="0.9"), SHA256, 20_000, 1, 16_000)
-    header = dataclasses.replace(header, coded_share="1", loudest=True)
-    (analysed,) = stream._analyse(samples[:, 0], header)
-    segment = stream._quantize(header, 0, 0, *analysed, None)
-    data = container.pack(header, [encode_segment(header, 0, 0, segment)])
-    assert container.unpack(data).header == header and header.version == 2
+    data = compress(speechlike(20_000), settings=CodecSettings(sparsity="0.9", mask="loudest"))
+    header, parts = container.unpack(data)
+    assert (header.coded_share, header.loudest, header.version) == ("1", True, 2)
+    segment = decode_segment(header, 0, 0, parts[0])
 
     def change(level):
         return lambda spectrogram, mask: jnp.full(mask.shape, level, jnp.float32)
 
     quietest = float(segment.levels[segment.mask].min()) * 0.5
-    decoded, _ = codec.decompress(data, load=replace_network(change(100.0)))
-    expected, _ = codec.decompress(data, load=replace_network(change(quietest)))
-    below, _ = codec.decompress(data, load=replace_network(change(quietest - 3)))
+    decoded, _ = codec.decompress(data, decoder=replace_network(change(100.0)))
+    expected, _ = codec.decompress(data, decoder=replace_network(change(quietest)))
+    below, _ = codec.decompress(data, decoder=replace_network(change(quietest - 3)))
     np.testing.assert_array_equal(decoded, expected)
     assert np.abs(decoded - below).max() > 1e-3
 
@@ -495,7 +492,7 @@ def test_accurate_network_is_left_alone():
     """Peaks that a random mask misses are louder than all that it keeps, and come back."""
     samples = speechlike(20_000)
     true = log_power(stft(jnp.asarray(samples[:, 0])))
-    halo = untrained().decoder.halo
+    halo = stream._context(untrained().decoder)
 
     def restore(spectrogram, mask):
         after = mask.shape[1] - halo - true.shape[1]

@@ -211,18 +211,16 @@ def test_masks_depend_on_the_seed_and_the_clips_name_only(data, monkeypatch):
 
 def test_an_interpolation_is_closer_where_more_is_kept(data):
     errors = [
-        reconstruction.run(
-            settings(data / "0", decoders=(name, "linear"), sparsity=(sparsity,))
-        )["groups"][-1]["mse"]["mean"]
+        reconstruction.run(settings(data / "0", decoders=(name, "linear"), sparsity=(sparsity,)))[
+            "groups"
+        ][-1]["mse"]["mean"]
         for name, sparsity in (("mixed", 0.8), ("mixed", 0.95))
     ]
     assert 0 < errors[0] < errors[1]
 
 
 def test_files_of_weights(data, monkeypatch, tmp_path):
-    mine, other = (
-        str(tmp_path / name / "network.safetensors") for name in ("mine", "other")
-    )
+    mine, other = (str(tmp_path / name / "network.safetensors") for name in ("mine", "other"))
     offsets = {mine: 2.0, other: 3.0}
     monkeypatch.setattr(
         reconstruction.pretrained,

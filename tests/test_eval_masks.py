@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from reference import decoder
 from test_eval import voice
 
 from eval import masks, masks_report
@@ -17,7 +18,7 @@ from eval.rows import RowFile, lock_folder
 from jaxsparse import objectives, pretrained
 from jaxsparse.masks import count_observed, random_mask, unpack_mask
 from jaxsparse.metrics import reference_pesq, reference_stoi
-from jaxsparse.pretrained import Pretrained
+from jaxsparse.pretrained import Card, Pretrained
 from jaxsparse.reconstruct import to_waveform
 from jaxsparse.spectrogram import log_power, phase_mask
 from jaxsparse.stft import stft

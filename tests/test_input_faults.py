@@ -479,8 +479,8 @@ def test_evaluation_counts_and_names_what_it_cannot_use(corpus, folder, capsys):
 
 
 TINY_TRAINING = ["--steps", "1", "--batch-size", "1", "--n-samples", "8000", "--picture-every", "0"]
-TINY_EVALUATION = ["--decoders", "mixed", "nearest", "--n-samples", "8000", "--seeds", "0", "--no-scores"]
-TINY_EVALUATION += ["--phases", "all", "--keep-observed", "yes"]
+TINY_EVALUATION = ["--decoders", "mixed", "nearest", "--n-samples", "8000", "--seeds", "0"]
+TINY_EVALUATION += ["--no-scores", "--phases", "all", "--keep-observed", "yes"]
 
 NO_FILES = "no audio files below"
 # What is given as a folder -> what training, evaluation and the making of the splits say of it.

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxsparse.masks import random_mask
-from jaxsparse.nn import network
+from jaxsparse.nn import sparse_cnn
 from jaxsparse.nn.sparse_cnn import SparseCNN, SparseCNNConfig
 
 CONFIG = SparseCNNConfig(kernel_sizes=(3, 3), features=2)
@@ -48,7 +48,7 @@ def numbers(built):
 
 
 # The cache would give what an earlier mode made.
-build = network._build.__wrapped__
+build = sparse_cnn._build.__wrapped__
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,7 @@ def test_a_workdir_with_a_run_is_not_overwritten(run, corpus, capsys):
     [
         (["--sparsitty", "0.9"], "sparsitty"),
         (["--sparsity", "1.5"], "sparsity"),
-        (["--masks", "loud"], "masks"),
+        (["--masks", "loud"], "no policy is named 'loud'"),
         (["--recipe", "slow"], "recipe"),
         (["--checkpoint-every", "0"], "checkpoint_every"),
         (["--workers", "-1"], "workers"),

@@ -1,7 +1,6 @@
 import csv
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ from jaxsparse.pretrained import load_weights
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from train import loop, losses
-from train.main import main
 from train.settings import RECIPES, STFT, Settings, SettingsError
 
 # Compiling takes seconds, and the others are of the same make as one of these.
@@ -261,35 +259,3 @@ def test_terms_are_logged_and_resumed(settings, tmp_path):
         loop.train(again, stop=stop_after(3))
     assert loop.train(dataclasses.replace(again, resume=True)).read_bytes() == network.read_bytes()
     assert log_rows(again.workdir) == rows
-
-
-def test_a_run_from_before_there_was_a_choice_goes_on(settings, monkeypatch, capfd):
-    settings = dataclasses.replace(settings, loss="mse")
-    identity, state = loop._identity, loop.Log.state
-
-    def former_identity(settings):
-        return {name: value for name, value in identity(settings).items() if name != "loss"}
-
-    def former_state(log):
-        found = state(log)
-        return {**found, "pending": [waiting["loss"] for waiting in found["pending"]]}
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_identity", former_identity)
-        patch.setattr(loop.Log, "state", former_state)
-        with pytest.raises(loop.Stopped):
-            loop.train(settings, stop=stop_after(3))
-    argv = ["--data", str(settings.data), "--workdir", str(settings.workdir), "--resume"]
-    argv += ["--steps", "5", "--batch-size", "1", "--n-samples", "2000", "--learning-rate", "1e-3"]
-    argv += ["--decoder.kernel-gradient", "native"]
-    capfd.readouterr()
-    assert main([*argv, "--loss", "mse+mfcc"]) == 2
-    line = f"train: {settings.workdir} holds a run with another loss (1*mse, now 1*mse+15*mfcc)"
-    assert capfd.readouterr().err.splitlines() == [line]
-    network = loop.train(dataclasses.replace(settings, resume=True))
-    resumed = log_rows(settings.workdir)
-    whole = dataclasses.replace(settings, workdir=settings.workdir.parent / "whole")
-    assert loop.train(whole).read_bytes() == network.read_bytes()
-    assert log_rows(whole.workdir) == resumed
-    assert list(resumed[0]) == ["step", "loss", "learning_rate"]
-    assert json.loads(network.with_suffix(".json").read_text())["loss"] == "1*mse"

@@ -307,9 +307,9 @@ class Log:
         self.history: list[dict[str, Any]] = before["rows"]
         self._names = ("loss", *_log_terms(settings))
         self.fields = ("step", *self._names, "learning_rate", "samples_per_s", "seconds")
-        # Runs that were started when there was but one loss kept its numbers alone.
-        waiting = [w if isinstance(w, dict) else {"loss": w} for w in before["pending"]]
-        self._pending: list[Any] = [{n: np.float32(w[n]) for n in self._names} for w in waiting]
+        self._pending: list[Any] = [
+            {name: np.float32(losses[name]) for name in self._names} for losses in before["pending"]
+        ]
         self._start = self._last = time.perf_counter()
         self._seconds = float(self.history[-1]["seconds"]) if self.history else 0.0
         self._schedule = _schedule(settings)
