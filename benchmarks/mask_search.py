@@ -64,7 +64,7 @@ def ours(problem: train_step.Problem, population: int) -> tuple[Callable, Callab
     import jax.numpy as jnp
 
     search = make_search(problem, population)
-    objective = search.step.args[0].evaluate
+    objective = search.step.args[0].objective
     state = [jax.jit(lambda init, key: init(key))(search.init, jax.random.key(0))]
     step = jax.jit(lambda step, key, state: step(key, state))
 

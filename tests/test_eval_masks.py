@@ -230,7 +230,7 @@ def test_only_searches_for_pesq_and_its_surrogate_begin_with_the_same_population
 def test_committed_results_can_be_gone_on_with():
     folder = Path(__file__).parents[1] / "results" / "mask-search"
     settings = masks.Settings((Path("x.flac"),), folder)
-    file = RowFile(folder, masks.COLUMNS, masks._identity(settings))
+    file = RowFile(folder, masks.COLUMNS, masks._identity(settings), masks_report.DEFAULTS)
     assert {row["method"] for row in file.rows} <= {
         method for name in masks.NAMES for method in masks.row_methods(name)
     }
@@ -244,6 +244,32 @@ def test_what_is_done_is_not_done_again(clip, finished, tmp_path, capsys, monkey
     summary = json.loads(capsys.readouterr().out)
     assert summary == json.loads((finished / "tables.json").read_text())
     assert read_rows(out) == read_rows(finished)
+
+
+def test_a_run_that_does_not_name_its_relaxation_is_logistic(clip, finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    path = out / "settings.json"
+    older = json.loads(path.read_text())
+    assert older.pop("relaxation") == "logistic"
+    path.write_text(json.dumps(older))
+    assert masks.main(flags(clip, out, "--relaxation", "exact-sum")) == 2
+    assert "another relaxation (logistic, now exact-sum)" in capsys.readouterr().err
+    assert masks.main(flags(clip, out)) == 0
+    assert read_rows(out) == read_rows(finished)
+
+
+def test_another_relaxation_has_its_own_masks(clip, finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    chosen = ["--methods", "relaxation", "--fitness", "mse", "--sparsity", "0.95"]
+    assert masks.main(flags(clip, out, *chosen, "--relaxation", "exact-sum")) == 0
+    assert "With the exact-sum relaxation, learning rate 0.01" in capsys.readouterr().out
+    count = count_observed(SHAPE, 0.95)
+    sums = [
+        np.sum(read_mask(folder, "95-relaxation-soft")["mask"], dtype=float)
+        for folder in (out, finished)
+    ]
+    assert sums[0] == pytest.approx(count, rel=1e-5) and sums[1] > 1.1 * count
 
 
 def made_up(clip, method, *, sparsity=0.95, phases="all", done=500, **values):
@@ -330,6 +356,8 @@ def test_the_gap_of_a_relaxation_is_that_of_each_clip():
     text = masks_report.tables(summarize(rows))
     assert "| 95 % | 25.00 ± 5.00 | 38.00 ± 2.00 | 13.00 ± 3.00 | 34.50 ± 0.50 |  |  |\n" in text
     assert "| 95 %, thesis | 27.36 | 36.676 | 9.316 |  |  | 35.234 |\n" in text
+    # What its settings are made up of lacks the name, as older runs do.
+    assert "\nWith the logistic relaxation, learning rate 0.1, multiplier rate 2," in text
 
 
 def test_the_surrogate_stands_beside_the_pesq_of_its_masks():
@@ -429,6 +457,10 @@ def test_clips_that_are_refused(make, reason, tmp_path, capsys):
         (["--steps", "0"], "steps must be at least 1"),
         (["--budget", "0"], "budget must be more than 0"),
         (["--steepness", "nan"], "steepness must be more than 0"),
+        (
+            ["--relaxation", "logit"],
+            "relaxation must be one of logistic, straight-through, exact-sum, not 'logit'",
+        ),
         (["--penalty", "-1"], "penalty can't be negative"),
         (["--clip", "a/x.wav", "b/x.flac"], "clips need different names"),
     ],
@@ -448,6 +480,7 @@ def test_settings_that_are_refused(more, reason, clip, tmp_path, capsys):
         (["--population", "5"], "another population (4, now 5)"),
         (["--fitness-band", "wb"], "another fitness_band"),
         (["--learning-rate", "0.5"], "another learning_rate"),
+        (["--relaxation", "exact-sum"], "another relaxation (logistic, now exact-sum)"),
         (["--n-samples", "7000"], "another n_samples"),
     ],
 )

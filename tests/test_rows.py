@@ -53,6 +53,16 @@ def test_nothing_is_made_before_the_first_row(tmp_path):
     assert RowFile(tmp_path / "a" / "run", COLUMNS, SETTINGS).rows == [row(0)]
 
 
+def test_defaults_stand_for_what_an_older_run_lacks(out):
+    newer = SETTINGS | {"kind": "a"}
+    assert len(RowFile(out, COLUMNS, newer, {"kind": "a"}).rows) == 3
+    for defaults, before in (({"kind": "b"}, "b"), ({}, "None")):
+        with pytest.raises(FileExistsError, match=rf"another kind \({before}, now a\)"):
+            RowFile(out, COLUMNS, newer, defaults)
+    with pytest.raises(FileExistsError, match="another seed"):
+        RowFile(out, COLUMNS, newer | {"seed": 1}, {"kind": "a", "seed": 1})
+
+
 @pytest.mark.parametrize(
     "text", [b"[]", b"null", b"3", b'"text"', b"", b"{", b'{"seed": "\xff"}', DEEP.encode()]
 )

@@ -1,5 +1,6 @@
 """The contract of every search, in one table, and the loop that runs them."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -19,7 +20,15 @@ from jax.tree_util import Partial
 
 from jaxsparse.masks import pack_mask, random_mask, unpack_mask
 from jaxsparse.search import run as running
-from jaxsparse.search.contract import Best, HostObjective, Search, archive, empty_archive
+from jaxsparse.search.contract import (
+    Best,
+    HostObjective,
+    Search,
+    archive,
+    as_tree,
+    empty_archive,
+    identity_of,
+)
 from jaxsparse.search.genetic import WITHOUT_REPRODUCTION, GeneticConfig, genetic
 from jaxsparse.search.lagrangian import LagrangianSettings, lagrangian
 from jaxsparse.search.relaxations import RELAXATIONS, logistic
@@ -311,6 +320,91 @@ def test_host_objectives_have_an_identity(tmp_path):
     for identity in (("wb", jnp.ones(3)), ("nb", jnp.zeros(3))):
         with pytest.raises(FileExistsError):
             run(search(*identity), jax.random.key(1), steps=2, folder=tmp_path)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """An objective that is a tree of its own, and looks the same as `problem`."""
+
+    weights: jax.Array
+    limit: jax.Array
+    sign: int = dataclasses.field(default=1, metadata={"static": True})
+
+    @property
+    def identity(self):
+        return f"weighted, {self.sign}"
+
+    def __call__(self, mask):
+        return objective(self.sign * self.weights, self.limit, mask)
+
+
+def weighted(seed=0, sign=1):
+    weights, limit = problem(seed).args
+    return Weighted(weights, limit, sign)
+
+
+on_device = pytest.mark.parametrize("name", ["genetic", *RELAXATIONS])
+
+
+@on_device
+def test_a_dataclass_objective_is_searched_like_a_partial(name, finished):
+    result = run(SEARCHES[name](weighted()), jax.random.key(1), steps=STEPS[name])
+    for field, values in finished[name].history.items():
+        np.testing.assert_allclose(result.history[field], values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(result.best.bits, finished[name].best.bits)
+
+
+@on_device
+def test_a_dataclass_objective_is_compiled_once_for_two_clips(name):
+    run(SEARCHES[name](weighted(7)), jax.random.key(1), steps=5)
+    with Compilations() as compilations:
+        run(SEARCHES[name](weighted(8)), jax.random.key(2), steps=9)
+    assert compilations.count == 0
+
+
+@on_device
+def test_a_dataclass_objective_resumes_and_is_told_by_identity_and_arrays(name, tmp_path):
+    def go(objective, steps, folder="run"):
+        search = SEARCHES[name](objective)
+        return run(search, jax.random.key(1), steps=steps, folder=tmp_path / folder)
+
+    go(weighted(), 2)
+    resumed, whole = go(weighted(), 4), go(weighted(), 4, "whole")
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
+    for other in (weighted(sign=-1), weighted(1), problem()):
+        with pytest.raises(FileExistsError, match="another search, clip, count or key"):
+            go(other, 5)
+
+
+def test_a_dataclass_objective_is_batched():
+    objectives = jax.vmap(Weighted)(
+        jax.random.normal(jax.random.key(5), (3, *SHAPE)), jnp.full(3, 2.0)
+    )
+    together = run(batch(SEARCHES["exact-sum"], objectives), jax.random.key(1), steps=2)
+    assert len(np.unique(together.best.loss)) == 3
+
+
+def test_only_functions_without_arrays_are_wrapped():
+    for tree in (problem(), weighted()):
+        assert as_tree(tree) is tree
+    assert jax.tree.leaves(as_tree(on_host)) == []
+
+
+def test_identities_are_names_unless_there_is_an_attribute():
+    def named(mask):
+        return jnp.sum(mask), None
+
+    vars(named)["identity"] = "by name, 2"
+    assert identity_of(named) == identity_of(Partial(named)) == "by name, 2"
+    assert identity_of(weighted(sign=3)) == "weighted, 3"
+    assert identity_of(problem()) == f"{__name__}.objective"
+
+    class Unnamed:
+        def __call__(self, mask):
+            return named(mask)
+
+    assert identity_of(Unnamed()).endswith(".Unnamed")
 
 
 KILLED = """

@@ -120,7 +120,7 @@ def genetic(
             elite's loss is kept.
         shape: F and T.
         count: Ones of every mask; another count compiles nothing anew.
-        config: Settings.
+        config: Settings of the search.
         chunk_bytes: See `jaxsparse.search.population.chunk_size`; the population beyond a chunk
             waits as bits.
 
@@ -133,14 +133,14 @@ def genetic(
     on_host = isinstance(objective, HostObjective)
     identity: tuple[Any, ...] = ("genetic", repr(config), str(shape))
     if on_host:
-        evaluated = as_tree(objective.score)
-        identity += (identity_of(evaluated), objective.identity)
+        function = as_tree(objective.score)
+        identity += (identity_of(function), objective.identity)
         chunk = config.population_size
     else:
-        evaluated = as_tree(objective)
-        identity += (identity_of(evaluated),)
-        chunk = min(chunk_size(evaluated, shape, chunk_bytes), config.population_size)
-    setup = _Setup(evaluated, count, config, shape, chunk)
+        function = as_tree(objective)
+        identity += (identity_of(function),)
+        chunk = min(chunk_size(function, shape, chunk_bytes), config.population_size)
+    setup = _Setup(function, count, config, shape, chunk)
     return Search(
         Partial(_init_on_host if on_host else _init, setup),
         Partial(_step_on_host if on_host else _step, setup),
@@ -174,8 +174,8 @@ class _Setup:
     """All that a search's functions hold: arrays are traced, static fields compiled in."""
 
     # JAX fills trees with other things than arrays too, which a type checker would refuse.
-    evaluate: Any
-    """The objective, or a host objective's `score`."""
+    objective: Any
+    """That of the search, or the `score` of one that leaves the device."""
     count: Any
     config: GeneticConfig = field(metadata={"static": True})
     shape: tuple[int, int] = field(metadata={"static": True})
@@ -185,25 +185,25 @@ class _Setup:
 
 def _init(setup: _Setup, key: PRNGKey) -> GeneticState:
     population = _draw_generation(setup.config, setup.shape, setup.count, key)
-    return _first(population, *evaluate(setup.evaluate, population, setup.shape, setup.chunk))
+    return _first(population, *evaluate(setup.objective, population, setup.shape, setup.chunk))
 
 
 def _step(setup: _Setup, key: PRNGKey, state: GeneticState) -> tuple[GeneticState, GeneticInfo]:
     elite, new = _breed(setup.config, setup.shape, setup.count, key, state)
-    return _succeed(state, elite, new, *evaluate(setup.evaluate, new, setup.shape, setup.chunk))
+    return _succeed(state, elite, new, *evaluate(setup.objective, new, setup.shape, setup.chunk))
 
 
 def _init_on_host(setup: _Setup, key: PRNGKey) -> GeneticState:
     """Does the same, in compiled pieces around the objective."""
     population = _jitted_draw(setup.config, setup.shape, setup.count, key)
-    return _jitted_first(population, *_as_arrays(setup.evaluate(population)))
+    return _jitted_first(population, *_as_arrays(setup.objective(population)))
 
 
 def _step_on_host(
     setup: _Setup, key: PRNGKey, state: GeneticState
 ) -> tuple[GeneticState, GeneticInfo]:
     elite, new = _jitted_breed(setup.config, setup.shape, setup.count, key, state)
-    return _jitted_succeed(state, elite, new, *_as_arrays(setup.evaluate(new)))
+    return _jitted_succeed(state, elite, new, *_as_arrays(setup.objective(new)))
 
 
 def _as_arrays(scored: tuple[Any, Any]) -> tuple[Array, Any]:
@@ -328,6 +328,7 @@ def mutate(key: PRNGKey, mask: Bool[Array, "F T"], share: float) -> Bool[Array, 
     return (mask & ~away) | random_mask(for_zeros, mask.shape, moved, within=~mask)
 
 
+# Pieces around an objective that leaves the device.
 _jitted_draw = jax.jit(_draw_generation, static_argnums=(0, 1))
 _jitted_breed = jax.jit(_breed, static_argnums=(0, 1))
 _jitted_first = jax.jit(_first)

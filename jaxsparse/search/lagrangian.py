@@ -135,7 +135,7 @@ def lagrangian(
     updates_per_step: int = 100,
     multiplier_every: int = 1,
 ) -> Search:
-    """A search by Lagrangian relaxation, which begins at a random mask.
+    """Makes a search by Lagrangian relaxation, which begins at a random mask.
 
     A step is a number of updates of scores and multiplier, after which the scores are rounded to
     the exact count, scored and archived: the history is thinned, and the thesis' 10,000 updates
@@ -286,13 +286,13 @@ def _update(setup: _Setup, state: LagrangianState) -> tuple[LagrangianState, Arr
 
 
 def _score(objective: Objective, mask: HardMask) -> tuple[Array, Array, Any]:
-    """Bits, loss and aux of a hard mask."""
+    """Returns a hard mask as bits, and the objective's outputs for it."""
     loss, aux = objective(mask)
     return pack_mask(mask), loss.astype(jnp.float32), aux
 
 
 def _one(aux: Any) -> Any:
-    """The aux of a population of one."""
+    """Makes auxiliary output that of a population of one."""
     return jax.tree.map(lambda leaf: leaf[None], aux)
 
 

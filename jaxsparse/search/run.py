@@ -144,7 +144,7 @@ def run(
     Raises:
         CheckpointError: If `folder` has no checkpoint that is whole, or one of another search.
         FileExistsError: If `folder` holds a run of another search, clip, count or key, as far as
-            arrays, settings and functions' names show it.
+            arrays, settings and functions' identities show it.
         OSError: If a checkpoint can't be written.
         ValueError: If `steps`, `minutes` or `evaluations` are negative.
     """
