@@ -9,10 +9,13 @@ import pytest
 
 from jaxsparse.codec import container
 from jaxsparse.codec.header import FIELDS, VERSIONS, Choice, Flag, Integer, Thousandths
+from jaxsparse.codec.segment import decode_segment
+from tests import plain_decoder
 from tests.jsac_files import PREFIX, offsets
-from tests.same_numbers import COMPRESSED
+from tests.same_numbers import COMPRESSED, FOLDER
 
 TEXT = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+VALID = FOLDER / "fuzz" / "corpus" / "valid"
 DATA = COMPRESSED.read_bytes()
 TYPES = {"B": "u8", "H": "u16", "I": "u32", "Q": "u64", "4s": "4 bytes", "32s": "32 bytes"}
 
@@ -20,8 +23,9 @@ TYPES = {"B": "u8", "H": "u16", "I": "u32", "Q": "u64", "4s": "4 bytes", "32s": 
 def rows(title):
     """The cells of the first table under a title, without its head."""
     section = TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
-    lines = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    tables = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    lines = tables[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def limits(field):
@@ -123,3 +127,20 @@ def test_first_words_of_the_keys():
 def test_links_lead_to_titles(link):
     titles = re.findall(r"^## (.*)$", TEXT, re.MULTILINE)
     assert link in {title.lower().replace(" ", "-") for title in titles}
+
+
+def places(array):
+    return {(f, t) for f, t in np.argwhere(array).tolist()}
+
+
+@pytest.mark.parametrize("path", sorted(VALID.iterdir()), ids=lambda path: path.stem)
+def test_a_decoder_of_this_text_alone_decodes_the_same(path):
+    header, parts = container.unpack(path.read_bytes())
+    for number, own in enumerate(parts):
+        channel, index = divmod(number, header.n_segments)
+        chosen, mask, stored, levels, phases = plain_decoder.decode(header, channel, index, own)
+        segment = decode_segment(header, channel, index, own)
+        assert chosen == places(segment.chosen) and mask == places(segment.mask)
+        assert stored == places(segment.phase_mask) == set(phases) and mask == set(levels)
+        assert all(segment.levels[place] == level for place, level in levels.items())
+        assert all(segment.phases[place] == phase for place, phase in phases.items())
