@@ -2,7 +2,6 @@
 
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 
@@ -34,9 +33,12 @@ def offsets(version):
     return places
 
 
-def make_header(mask: Any = "mixed", **changes: Any):
-    """A header with the numbers that `compress` writes, but for `changes`."""
-    coded_share, loudest = MASKS[mask]
+def make_header(**changes):
+    """A header with the numbers that `compress` writes, but for `changes`.
+
+    A name of `MASKS` as ``mask`` stands for the pair.
+    """
+    coded_share, loudest = MASKS[changes.pop("mask", "mixed")]
     defaults = {
         "sample_rate": 16_000,
         "channels": 1,

@@ -1,10 +1,17 @@
 """What positions, levels and phases cost, and the coder's numbers by another way."""
 
+from typing import Any
+
+import constriction
 import numpy as np
 import pytest
 
+from jaxsparse.codec.entropy import Encoder
 from jaxsparse.codec.segment import Segment, decode_segment, encode_segment
 from tests.jsac_files import loudest, make_header, make_segment, same
+from tests.plain_decoder import PlainDecoder, PlainEncoder
+
+_model: Any = constriction.stream.model  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def entropy(p):
@@ -72,3 +79,39 @@ def test_random_phases_cost_their_bits():
     segment = make_segment(header, 0, 0, np.random.default_rng(0))
     bits = 8 * len(encode_segment(header, 0, 0, segment)[3])
     assert 4 * segment.phases.size <= bits < 4.004 * segment.phases.size
+
+
+def symbols_and_weights(n_symbols, seed):
+    """Symbols with weights of all sizes: intervals of one unit, and nearly all of them."""
+    rng = np.random.default_rng(seed)
+    for _ in range(n_symbols):
+        n = int(rng.integers(2, 40))
+        weights = 10.0 ** rng.uniform(-3, rng.choice([0, 12]), n)
+        yield int(rng.integers(n)), weights
+
+
+@pytest.mark.parametrize("n_symbols", [0, 1, 2, 3, 10, 1000])
+def test_range_coder_is_the_one_that_is_described(n_symbols):
+    """Byte for byte, with carries and with the word that may follow the last one."""
+    categorical = _model.Categorical(perfect=False)
+    for seed in range(20):
+        coder, plain = Encoder(), PlainEncoder()
+        chosen = list(symbols_and_weights(n_symbols, seed))
+        for symbol, weights in chosen:
+            coder(np.array([symbol]), categorical, weights[None, :])
+            plain.encode(symbol, weights.tolist())
+        assert plain.data() == coder.data()
+        decoder = PlainDecoder(coder.data())
+        decoded = [decoder.decode(weights.tolist()) for _, weights in chosen]
+        assert decoded == [symbol for symbol, _ in chosen]
+
+
+def test_probabilities_of_bits_are_those_that_are_described():
+    bernoulli = _model.Bernoulli(perfect=False)
+    rng = np.random.default_rng(4)
+    p = np.clip(10 ** rng.uniform(-6, 0, 2000), 2**-16, 1 - 2**-16)
+    bits = (rng.random(2000) < p).astype(np.int64)
+    coder = Encoder()
+    coder(bits, bernoulli, p)
+    decoder = PlainDecoder(coder.data())
+    assert [decoder.decode([1 - each, each]) for each in p.tolist()] == bits.tolist()

@@ -207,7 +207,7 @@ def test_the_loudest_of_nothing_is_refused():
 
 def forged_share(thousandths, loudest):
     """A file of version 2 whose bytes say something that was never packed."""
-    data = container.pack(make_header("some positions", n_samples=1), [[b""] * 4])
+    data = container.pack(make_header(mask="some positions", n_samples=1), [[b""] * 4])
     return forge(data, coded_share=thousandths, loudest=loudest)
 
 

@@ -89,6 +89,8 @@ def arguments(settings, *more):
     words = ["--data", str(settings.data), "--workdir", str(settings.workdir)]
     for name in SIZES:
         value = getattr(settings, name)
+        if name == "decoder":
+            name, value = "decoder.kernel-gradient", value.kernel_gradient
         words += ["--" + name.replace("_", "-"), *map(str, np.atleast_1d(value))]
     return [*words, *more]
 
