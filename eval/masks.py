@@ -41,15 +41,15 @@ import numpy as np
 from eval import masks_report
 from eval.command import parse_settings, run_command
 from eval.masks_report import DEFAULTS, MEASURES, RELAXATION_SEARCHES, relaxed
-from eval.reconstruction import CONFIG, SettingsError, make_synthesis, mask_key
+from eval.reconstruction import CONFIG, make_synthesis, mask_key
 from eval.report import SCORES, Phases
-from eval.rows import Row, RowFile, RowsError, one_of, parse_reasons
-from jaxsparse import pretrained
-from jaxsparse.audio import atomic_write
+from eval.rows import Row, RowFile, one_of, parse_reasons
+from jaxsparse import manifest, pretrained
 from jaxsparse.contracts import Decoder
 from jaxsparse.data.clips import FileClip
-from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
+from jaxsparse.data.folder import CLIP_SAMPLES
 from jaxsparse.errors import AudioError
+from jaxsparse.files import atomic_write, portable_path
 from jaxsparse.masks import count_observed, pack_mask, random_mask
 from jaxsparse.metrics import ScorePool
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
@@ -68,9 +68,9 @@ from jaxsparse.search.lagrangian import (
 from jaxsparse.search.relaxations import RELAXATIONS
 from jaxsparse.search.run import Result
 from jaxsparse.search.run import run as run_search
+from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
-from jaxsparse.strict_json import parse_object
 from jaxsparse.types import SAMPLE_RATE
 
 Method: TypeAlias = Literal["random", "constant", "relaxation", "genetic", "control"]
@@ -260,11 +260,11 @@ def run(settings: Settings) -> dict[str, Any]:
     with out, jax.default_matmul_precision("highest"), ScorePool(settings.workers) as pool:
         tasks = list(make_tasks(settings, pool))
         # All are checked before anything is written.
-        claims = [_claim(settings, task) for task in tasks]
+        manifests = [_manifest(settings, task) for task in tasks]
         out.begin()
-        for path, claim in claims:
+        for path, content in manifests:
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, claim)
+            manifest.write_file(path, content)
         rows = {_key(row): row for row in out.rows}
         for task in tasks:
             done = _done(task, rows)
@@ -310,9 +310,7 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"sparsity {sparsity} is not between 0 and 1")
     # Children need two different parents.
     least = {"generations": 1, "population": 4, "steps": 1, "n_samples": 1, "workers": 1}
-    for name, limit in least.items():
-        if (value := getattr(settings, name)) is not None and value < limit:
-            raise SettingsError(f"{name} must be at least {limit}")
+    check_least(settings, least)
     for name in ("learning_rate", "multiplier_rate", "penalty"):
         if not 0 <= getattr(settings, name) < math.inf:
             raise SettingsError(f"{name} can't be negative, infinite or NaN")
@@ -414,7 +412,7 @@ def _transform(signal: jax.Array) -> jax.Array:
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
-    """What decides on the values of all rows, as JSON; `_claim` has what decides on one's."""
+    """What decides on the values of all rows, as JSON; `_manifest` has what decides on one's."""
     names = (
         *("seed", "keep_observed", "population", "fitness_band", "n_samples"),
         *("learning_rate", "multiplier_rate", "relaxation", "steepness", "penalty"),
@@ -424,30 +422,20 @@ def _identity(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _claim(settings: Settings, task: Task) -> tuple[Path, bytes]:
-    """What decides on a task's rows, and the file beside its checkpoints that notes it.
+def _manifest(settings: Settings, task: Task) -> tuple[Path, dict[str, str]]:
+    """What determines a task's rows beside the run's settings, and its file.
 
     Raises:
-        FileExistsError: If they were made with something else.
-        RowsError: If the file is damaged.
+        FileExistsError: If they were made of something else.
+        ManifestError: If the file is damaged.
     """
-    wanted = {
+    now = {
         "clip": hashlib.sha256(task.sound.signal.tobytes()).hexdigest(),
         "network": task.network.card.sha256,
     }
     path = settings.out / "searches" / f"{task.name}.json"
-    if path.exists():
-        try:
-            before = parse_object(path.read_bytes())
-        except ValueError as error:
-            raise RowsError(f"{path} is damaged: {error}") from error
-        changed = [name for name in wanted | before if wanted.get(name) != before.get(name)]
-        if changed:
-            raise FileExistsError(
-                f"{settings.out} holds {task.name} with another {', '.join(changed)}: take another"
-                " folder"
-            )
-    return path, json.dumps(wanted, indent=1).encode()
+    manifest.check_file(path, settings.out / task.name, now)
+    return path, now
 
 
 def _key(row: Row) -> tuple:

@@ -13,8 +13,8 @@ import numpy as np
 from eval import report
 from eval.report import SCORES
 from eval.rows import Row, RowsError
-from jaxsparse.audio import atomic_write
 from jaxsparse.errors import one_line
+from jaxsparse.files import atomic_write
 
 # Searches by relaxation, for the MSE and for the surrogate.
 RELAXATION_SEARCHES = ("relaxation", "relaxation-surrogate")

@@ -34,14 +34,14 @@ from tqdm import tqdm
 from eval import report
 from eval.command import parse_settings, run_command
 from eval.degradations import KINDS, MASK_KINDS, Degraded, degrade, same_sparsity
-from eval.reconstruction import SettingsError
 from eval.rows import Row, RowFile, parse_reasons
-from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES
 from jaxsparse.errors import AudioError
+from jaxsparse.files import atomic_write
 from jaxsparse.metrics import Metric, Score, ScorePool, estoi, pesq_surrogate, stoi
 from jaxsparse.metrics.surrogate import fingerprint
+from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.types import SAMPLE_RATE
 
 # Metrics of the host, and what stands beside each on the device.
@@ -124,12 +124,10 @@ def run(settings: Settings) -> dict[str, Any]:
         RowsError: If what is in `settings.out` is damaged.
         SettingsError: If a setting is out of range, or clips have the same name.
     """
-    bounds = {"generation": 2, "generation_clips": 0, "limit": 1, "workers": 1}
+    least = {"generation": 2, "generation_clips": 0, "limit": 1, "workers": 1}
     # What `pesq` takes at least.
-    bounds["n_samples"] = SAMPLE_RATE // 4
-    for name, least in bounds.items():
-        if (value := getattr(settings, name)) is not None and value < least:
-            raise SettingsError(f"{name} must be at least {least}")
+    least["n_samples"] = SAMPLE_RATE // 4
+    check_least(settings, least)
     clips = [clip for data in settings.data for clip in find_clips(data, None)[: settings.limit]]
     if len({clip.name for clip in clips}) < len(clips):
         raise SettingsError("clips of several folders need different names")

@@ -42,16 +42,17 @@ from eval.command import parse_settings, run_command
 from eval.report import GROUP, PHASES, SCORES, Phases
 from eval.rows import Row, RowFile, RowsError, parse_reasons
 from jaxsparse import pretrained
-from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
-from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
+from jaxsparse.data.folder import CLIP_SAMPLES
 from jaxsparse.decoders import DECODERS
-from jaxsparse.errors import AudioError, JaxsparseError
+from jaxsparse.errors import AudioError
+from jaxsparse.files import atomic_write, portable_path
 from jaxsparse.masks import count_observed
 from jaxsparse.metrics import Metric, Score, ScorePool, mse
 from jaxsparse.policies import POLICIES
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import batched, put_back, to_spectrum, to_waveform
+from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.spectrogram import db_to_amplitude, log_power, phase_mask
 from jaxsparse.stft import STFTConfig, griffin_lim, stft
 from jaxsparse.types import SAMPLE_RATE
@@ -122,10 +123,6 @@ class Settings:
     """Processes that compute them; one for each CPU by default."""
     json: bool = False
     """Print the JSON summary instead of the table."""
-
-
-class SettingsError(JaxsparseError):
-    """Settings out of range."""
 
 
 class Method(NamedTuple):
@@ -210,9 +207,8 @@ def _check(settings: Settings) -> None:
     for sparsity in settings.sparsity:
         if not 0 < sparsity < 1:
             raise SettingsError(f"sparsity {sparsity} is not between 0 and 1")
-    for name in ("limit", "batch", "n_samples", "workers", "griffin_lim_iterations"):
-        if (value := getattr(settings, name)) is not None and value < 1:
-            raise SettingsError(f"{name} must be at least 1")
+    positive = ("limit", "batch", "n_samples", "workers", "griffin_lim_iterations")
+    check_least(settings, dict.fromkeys(positive, 1))
     for name in ("seeds", "phases", "decoders", "mask", "sparsity"):
         values = getattr(settings, name)
         if len(set(values)) < len(values) or not (values or name in ("mask", "sparsity")):

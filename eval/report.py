@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from eval.rows import Row
-from jaxsparse.audio import atomic_write
 from jaxsparse.decoders import DECODERS
 from jaxsparse.errors import one_line
+from jaxsparse.files import atomic_write
 from jaxsparse.metrics import Metric
 from jaxsparse.pretrained import NAMES
 

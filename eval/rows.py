@@ -11,15 +11,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
-from jaxsparse.audio import atomic_write
+from jaxsparse import manifest
 from jaxsparse.errors import JaxsparseError
+from jaxsparse.files import atomic_write
 from jaxsparse.strict_json import parse_object
 
 Row: TypeAlias = dict[str, Any]
 
 
 class RowsError(JaxsparseError):
-    """Rows or settings of a run that can't be read."""
+    """Rows of a run that can't be read."""
 
 
 class RowFile:
@@ -48,14 +49,16 @@ class RowFile:
         Raises:
             FileExistsError: If the folder holds a run with other settings.
             OSError: If the folder can't be read.
-            RowsError: If what is in it is damaged.
+            ManifestError: If the settings in it are damaged.
+            RowsError: If the rows are.
         """
         self.columns = columns
         if out.exists() and not out.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
-        self.settings = json.loads(json.dumps(settings))
+        self.settings = settings
         self._defaults = defaults
         self.path = out / "rows.csv"
+        self._manifest = out / "settings.json"
         self.rows: list[Row] = []
         self._read()
         self._file: TextIO | None = None
@@ -68,7 +71,8 @@ class RowFile:
             BlockingIOError: If another process has taken it.
             FileExistsError: If the folder holds a run with other settings by now.
             OSError: If the folder can't be read.
-            RowsError: If what is in it is damaged.
+            ManifestError: If the settings in it are damaged.
+            RowsError: If the rows are.
         """
         if self.path.parent.exists():
             self._lock = lock_folder(self.path.parent)
@@ -104,8 +108,7 @@ class RowFile:
                 raise BlockingIOError(
                     f"{folder} was made by another process meanwhile: run the same command again"
                 )
-        settings = json.dumps(self.settings, indent=1)
-        atomic_write(folder / "settings.json", settings.encode())
+        manifest.write_file(self._manifest, self.settings)
 
     def add(self, *rows: Row) -> None:
         """Appends rows in one piece; with the first ones the folder is made.
@@ -137,7 +140,13 @@ class RowFile:
         atomic_write(self.path, text.encode(errors="surrogateescape"))
 
     def _read(self) -> None:
-        check_settings(self.path.with_name("settings.json"), self.settings, self._defaults)
+        # Asked first: settings are written before rows, perhaps by another process right now.
+        has_rows = self.path.exists()
+        if has_rows and not self._manifest.exists():
+            raise FileExistsError(
+                f"{self.path.parent} holds rows of another program: take another folder"
+            )
+        manifest.check_file(self._manifest, self.path.parent, self.settings, self._defaults)
         self.rows[:] = self._parse() if self.path.exists() else []
 
     def _parse(self) -> Iterator[Row]:
@@ -215,40 +224,3 @@ def parse_reasons(text: str) -> dict[str, str]:
     if not all(isinstance(reason, str) for reason in reasons.values()):
         raise ValueError("a reason is no text")
     return reasons
-
-
-def check_settings(
-    path: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any] = {}
-) -> None:
-    """Refuses to go on with a run of other settings, as JSON; none is fine.
-
-    Args:
-        path: Of the run's settings.
-        settings: Those to go on with.
-        defaults: Stand for what the run's settings lack.
-
-    Raises:
-        FileExistsError: If they are others, or the folder has rows without settings.
-        RowsError: If the file is damaged.
-    """
-    # Asked first: settings are written before rows, perhaps by another process right now.
-    has_rows = path.with_name("rows.csv").exists()
-    if not path.exists():
-        if has_rows:
-            raise FileExistsError(
-                f"{path.parent} holds rows of another program: take another folder"
-            )
-        return
-    try:
-        before = {**defaults, **parse_object(path.read_bytes())}
-    except ValueError as error:
-        raise RowsError(f"{path} is damaged: {error}") from error
-    changed = [
-        f"{name} ({before.get(name)}, now {settings.get(name)})"
-        for name in {**settings, **before}
-        if settings.get(name) != before.get(name)
-    ]
-    if changed:
-        raise FileExistsError(
-            f"{path.parent} holds a run with another {', '.join(changed)}: take another folder"
-        )

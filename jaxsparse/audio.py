@@ -6,13 +6,11 @@ Arrays are float32 in [-1, 1), shaped [N, C]: samples by channels.
 import contextlib
 import itertools
 import os
-import secrets
 import stat
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from io import BufferedIOBase
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +19,7 @@ import soxr
 from jaxtyping import Float, Float32
 
 from jaxsparse.errors import AudioError, JaxsparseError
+from jaxsparse.files import atomic_write_parts
 
 # A file's name, or a file that is open; what a pipe brings goes to a temporary file first.
 Source: TypeAlias = str | os.PathLike[str] | BufferedIOBase
@@ -335,7 +334,7 @@ def write_wav(
     read from a 16-bit file are written back bit for bit.
 
     Args:
-      path: the target; see `atomic_write`.
+      path: the target; see `jaxsparse.files.atomic_write`.
       samples: [N, C], nominally in [-1, 1).
       sample_rate: in Hz.
 
@@ -347,7 +346,7 @@ def write_wav(
     check_usable(samples)
     if samples.size > MAX_WAV_SAMPLES:
         raise AudioError(f"{len(samples)} samples are too many for a WAV file")
-    _atomic_write(path, _wav_bytes(samples, sample_rate))
+    atomic_write_parts(path, _wav_bytes(samples, sample_rate))
 
 
 def _wav_bytes(samples: Float[np.ndarray, "N C"], sample_rate: int) -> Iterator[bytes]:
@@ -361,42 +360,3 @@ def _wav_bytes(samples: Float[np.ndarray, "N C"], sample_rate: int) -> Iterator[
     for _, block in _blocks(samples):
         scaled = np.clip(np.rint(block * _PCM_SCALE), -_PCM_SCALE, _PCM_SCALE - 1)
         yield scaled.astype("<i2").tobytes()
-
-
-def atomic_write(path: str | os.PathLike[str] | int, data: bytes | memoryview) -> None:
-    """Writes a file so that it appears whole or not at all.
-
-    The bytes go to a temporary file in the same directory, which then takes the target's name. A
-    symbolic link is followed. A device, a pipe and what is open already are written directly: they
-    must not be replaced.
-
-    Args:
-      path: the target; an existing file is replaced. Or the descriptor of an open file.
-      data: all of its bytes.
-
-    Raises:
-      OSError: the directory is missing or not writable, the disk is full, the target is a
-        directory. The temporary file is removed.
-    """
-    _atomic_write(path, (data,))
-
-
-def _atomic_write(path: str | os.PathLike[str] | int, parts: Iterable[bytes | memoryview]) -> None:
-    # The link of an open pipe leads nowhere, though it can be opened: so `path`, not what it is.
-    if isinstance(path, int) or (os.path.exists(path) and not os.path.isfile(path)):
-        with open(path, "wb", closefd=not isinstance(path, int)) as file:
-            file.writelines(parts)
-        return
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".jaxsparse-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-        raise

@@ -61,7 +61,7 @@ def _compress(arguments: argparse.Namespace) -> None:
     _check_input(arguments.input)
     _check_output(arguments.output, arguments.force, source=arguments.input)
     with _blaming(arguments.input), _opened(arguments.input) as file:
-        from jaxsparse import audio
+        from jaxsparse import audio, files
 
         samples, sample_rate = audio.read_audio(file)
     with _blaming():
@@ -86,7 +86,7 @@ def _compress(arguments: argparse.Namespace) -> None:
     with _blaming(arguments.input), _progress("compressing") as progress:
         data = stream.compress(samples, sample_rate, settings, progress=progress)
     with _blaming(arguments.output):
-        audio.atomic_write(_place(arguments.output), data)
+        files.atomic_write(_place(arguments.output), data)
     from jaxsparse.codec import container
 
     description = container.describe(data)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from jaxsparse import audio, codec, demo_page
+from jaxsparse import audio, codec, demo_page, files
 from jaxsparse.codec import container
 from jaxsparse.codec.segment import decode_segment
 from jaxsparse.demo_page import Clip, Coded
@@ -173,7 +173,7 @@ def _code(
     settings = codec.CodecSettings(sparsity=sparsity, mask=name)
     data = codec.compress(samples[:, None], SAMPLE_RATE, settings)
     decoded, _ = codec.decompress(data)
-    audio.atomic_write(folder / f"{name}.jsac", data)
+    files.atomic_write(folder / f"{name}.jsac", data)
     audio.write_wav(folder / f"{name}.wav", decoded, SAMPLE_RATE)
     spectrogram = _spectrogram(decoded[:, 0])
     scores, reasons = _scores(samples, decoded[:, 0], metrics)

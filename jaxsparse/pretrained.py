@@ -23,10 +23,10 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from jaxsparse.audio import atomic_write
 from jaxsparse.contracts import Decoder, DecoderConfig, Params
 from jaxsparse.decoders import DECODERS, name_of
 from jaxsparse.errors import JaxsparseError, one_line
+from jaxsparse.files import atomic_write
 from jaxsparse.strict_json import parse_object
 
 NAMES = ("random-80", "random-85", "random-90", "random-95", "mixed")

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from jaxsparse import audio
 from jaxsparse.audio import (
-    atomic_write,
     check_usable,
     read_audio,
     resample,
@@ -26,6 +25,7 @@ from jaxsparse.audio import (
     write_wav,
 )
 from jaxsparse.errors import AudioError, JaxsparseError
+from jaxsparse.files import atomic_write
 
 RATE = 16_000
 

@@ -499,7 +499,7 @@ def test_another_clip_of_the_same_name_is_left_alone(clip, finished, tmp_path, c
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert masks.main(flags(other, finished, "--sparsity", "0.85", "0.9")) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "voice-90-random with another clip" in line
+    assert "voice-90-random holds a run with another clip (" in line
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from eval.command import run_command
-from eval.rows import RowFile, RowsError, check_settings, one_of, parse_reasons
+from eval.rows import RowFile, RowsError, one_of, parse_reasons
+from jaxsparse.manifest import ManifestError
 
 COLUMNS = {"a": int, "b": str, "c": parse_reasons}
 SETTINGS = {"seed": 0}
@@ -68,9 +69,9 @@ def test_defaults_stand_for_what_an_older_run_lacks(out):
 )
 def test_settings_that_are_no_object_are_one_error(out, text, capsys):
     (out / "settings.json").write_bytes(text)
-    with pytest.raises(RowsError, match=f"^{out / 'settings.json'} is damaged: "):
+    with pytest.raises(ManifestError, match=f"^{out / 'settings.json'} is damaged: "):
         RowFile(out, COLUMNS, SETTINGS)
-    assert run_command("eval", lambda: str(check_settings(out / "settings.json", {}))) == 2
+    assert run_command("eval", lambda: str(RowFile(out, COLUMNS, {}))) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"eval: {out / 'settings.json'} is damaged: ")
 
@@ -154,6 +155,7 @@ def test_settings_that_came_between_are_read_too(tmp_path):
 TWO_ROWS = """
 import pathlib, subprocess, sys
 from eval.command import run_command
+from jaxsparse.manifest import ManifestError
 from eval.rows import RowFile
 
 def work():
@@ -170,6 +172,7 @@ sys.exit(run_command("eval", work))
 # Adds rows, each in a context of its own; where the folder is taken, tries again.
 MANY_ROWS = """
 import pathlib, sys
+from jaxsparse.manifest import ManifestError
 from eval.rows import RowFile
 
 added = 0

@@ -27,7 +27,7 @@ from jaxsparse.checkpoint import Checkpoints
 from jaxsparse.data.clips import find_clips
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from train import loop, main
-from train.settings import Settings, SettingsError
+from train.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 12
@@ -523,7 +523,7 @@ def test_the_log_of_another_loss_is_no_damage(tmp_path, caplog):
     before = Settings(tmp_path, tmp_path / "run", resume=True, loss="mse+mfcc")
     with contextlib.closing(Checkpoints(before.workdir / "checkpoints")) as checkpoints:
         checkpoints.save(1, {"step": np.ones(1)}, **contents(before))
-        with pytest.raises(SettingsError, match="another loss"):
+        with pytest.raises(FileExistsError, match="another loss"):
             loop._find_run(checkpoints, dataclasses.replace(before, loss="mse"))
     assert not [r for r in caplog.records if r.name == "jaxsparse.checkpoint"]
 
@@ -616,8 +616,7 @@ def test_resuming_on_other_data_is_refused(settings, tmp_path, change, capfd):
     capfd.readouterr()
     assert main.main(arguments(settings, "--resume")) == 2
     *_, line = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"train: {settings.workdir} holds a run on other data: 5 clips with ")
-    assert f"and {moved} has " in line
+    assert line.startswith(f"train: {settings.workdir} holds a run with another clips.")
     assert (settings.workdir / "log.csv").read_text() == before
 
 
@@ -640,7 +639,7 @@ def test_other_settings_are_named_with_both_values(settings, capfd):
     assert main.main(argv) == 2
     assert capfd.readouterr().err.splitlines() == [
         f"train: {settings.workdir} holds a run with another weight_decay (0.0005, now 0.0), "
-        "seed (0, now 4)"
+        "seed (0, now 4): take another folder"
     ]
 
 

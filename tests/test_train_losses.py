@@ -11,10 +11,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxsparse.audio import write_wav
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.pretrained import load_weights
+from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from train import loop, losses
-from train.settings import RECIPES, STFT, Settings, SettingsError
+from train.settings import RECIPES, STFT, Settings
 
 # Compiling takes seconds, and the others are of the same make as one of these.
 NAMES = ("mse", "mfcc", "si-sdr", "stoi", "surrogate")

@@ -23,24 +23,25 @@ import optax
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from jaxsparse.audio import atomic_write
+from jaxsparse import manifest
 from jaxsparse.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from jaxsparse.contracts import Decoder, DecoderConfig, Params
 from jaxsparse.data.clips import Clip, FileClip, PreparedClip, find_clips
-from jaxsparse.data.folder import portable_path
 from jaxsparse.data.loader import Loader, make_loader
 from jaxsparse.decoders import name_of
 from jaxsparse.errors import AudioError, needs_extra
+from jaxsparse.files import atomic_write, portable_path
 from jaxsparse.masks import count_observed
 from jaxsparse.nn.network import n_parameters
 from jaxsparse.plots import draw_spectrogram
 from jaxsparse.policies import POLICIES, depends_on_content
 from jaxsparse.pretrained import load_weights, save_weights, saved_config
+from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram, Waveform
 from train.losses import format_loss, make_loss, parse_loss
-from train.settings import RECIPES, STFT, Settings, SettingsError, start_config
+from train.settings import RECIPES, STFT, Settings, start_config
 
 # Settings that a resumed run may change: they don't decide what is trained.
 NOT_IDENTITY = (
@@ -90,8 +91,9 @@ def train(
 
     Raises:
         Stopped: If `stop` said so; a resumed run ends as if it had never been stopped.
-        FileExistsError: If `workdir` has checkpoints and `resume` is not set.
-        SettingsError: If the run to resume had other settings or other data.
+        FileExistsError: If `workdir` has checkpoints and `resume` is not set, or the run to resume
+            had other settings or other data.
+        SettingsError: If the network to start from has another architecture.
         CheckpointError: If none of the run to resume is good, or it is of another network.
         AudioError: If there is no usable audio.
         FloatingPointError: If a loss or a parameter is no longer finite; the last checkpoint stays.
@@ -103,7 +105,8 @@ def train(
         loader = _make_loader(settings, clips)
         identity = {"settings": _identity(settings), "clips": fingerprint(loader.clips)}
         if found:
-            _check_clips(found, identity["clips"], settings)
+            now = {"clips": identity["clips"]}
+            manifest.check_same(settings.workdir, {"clips": found.settings["clips"]}, now)
             _log.info("resuming at step %d", found.step)
         elif settings.resume:
             _log.info("%s holds no run: starting anew", settings.workdir)
@@ -433,28 +436,17 @@ def _find_run(checkpoints: Checkpoints, settings: Settings) -> Checkpoint | None
     found = checkpoints.newest(functools.partial(_check_contents, settings))
     if found is None:
         return None
-    if changed := _changed(settings, found):
-        raise SettingsError(f"{settings.workdir} holds a run with another {', '.join(changed)}")
+    manifest.check_same(settings.workdir, found.settings["settings"], _identity(settings))
     return found
-
-
-def _changed(settings: Settings, found: Checkpoint) -> list[str]:
-    """What decides a run and was another for the one that the checkpoint is of."""
-    before, now = found.settings["settings"], _identity(settings)
-    return [
-        f"{name} ({before.get(name)}, now {now[name]})"
-        for name in now
-        if before.get(name) != now[name]
-    ]
 
 
 def _check_contents(settings: Settings, found: Checkpoint) -> None:
     """Raises anything where a checkpoint lacks what resuming reads beside the state."""
-    _described(found.settings["clips"])
+    dict(found.settings["clips"])
     if "loader" not in found.data:
         raise CheckpointError("it lacks the loader's state")
     # The log of another run has columns of its own, and that run is refused for its settings.
-    if _changed(settings, found):
+    if manifest.differences(found.settings["settings"], _identity(settings)):
         return
     log = Log(settings, found)
     for row in log.history:
@@ -474,19 +466,6 @@ def _set_state(batches: Any, found: Checkpoint) -> None:
         batches.set_state(found.data["loader"])
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{found.path}: the loader can't go on from its state") from error
-
-
-def _check_clips(found: Checkpoint, now: dict[str, Any], settings: Settings) -> None:
-    before = found.settings["clips"]
-    if before != now:
-        raise SettingsError(
-            f"{settings.workdir} holds a run on other data: {_described(before)}, and "
-            f"{settings.data} has {_described(now)}"
-        )
-
-
-def _described(clips: dict[str, Any]) -> str:
-    return f"{clips['count']} clips with fingerprint {clips['sha256'][:12]}"
 
 
 def fingerprint(clips: Iterable[Clip]) -> dict[str, Any]:
@@ -522,7 +501,7 @@ def _identity(settings: Settings) -> dict[str, Any]:
     # With every weight, since the default ones may change.
     values["loss"] = format_loss(parse_loss(settings.loss))
     values["decoder"] |= {"name": name_of(settings.decoder)}
-    return json.loads(json.dumps(values, default=portable_path))
+    return manifest.plain(values)
 
 
 def _card(

@@ -6,26 +6,18 @@ from typing import Any, Literal
 
 from jaxsparse.contracts import DecoderConfig
 from jaxsparse.decoders import DECODERS, name_of
-from jaxsparse.errors import JaxsparseError
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.policies import POLICIES
+from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.stft import STFTConfig
 from train.losses import TERMS, hears, parse_loss
 
 STFT = STFTConfig()
-POSITIVE = (
-    "steps",
-    "batch_size",
-    "n_samples",
-    "crops_per_clip",
-    "log_every",
-    "checkpoint_every",
-)
-NOT_NEGATIVE = ("workers", "picture_every", "learning_rate", "weight_decay")
-
-
-class SettingsError(JaxsparseError):
-    """Settings out of range, or others than those of the run to go on with."""
+LEAST = {
+    **{name: 1 for name in ("steps", "batch_size", "n_samples", "crops_per_clip")},
+    **{name: 1 for name in ("log_every", "checkpoint_every")},
+    **{name: 0 for name in ("workers", "picture_every", "learning_rate", "weight_decay")},
+}
 
 
 @dataclass(frozen=True)
@@ -98,10 +90,7 @@ class Settings:
             raise SettingsError(
                 f"no policy is named {self.masks!r}; there are {', '.join(POLICIES)}"
             )
-        for names, least in ((POSITIVE, 1), (NOT_NEGATIVE, 0)):
-            for name in names:
-                if getattr(self, name) < least:
-                    raise SettingsError(f"{name} must be at least {least}")
+        check_least(self, LEAST)
         if not 0 <= self.seed < 2**32:
             raise SettingsError("seed must be from 0 to 2^32 - 1")
         whole = (STFT.n_bins, STFT.n_frames(self.n_samples))

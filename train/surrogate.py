@@ -29,16 +29,16 @@ from tqdm import tqdm
 
 from eval.command import parse_settings, run_command
 from eval.degradations import degrade
-from eval.rows import check_settings
+from jaxsparse import manifest
 from jaxsparse._scoring import PESQ
-from jaxsparse.audio import atomic_write
 from jaxsparse.data.clips import Clip, find_clips
-from jaxsparse.data.folder import CLIP_SAMPLES, portable_path
+from jaxsparse.data.folder import CLIP_SAMPLES
 from jaxsparse.errors import AudioError
+from jaxsparse.files import atomic_write, portable_path
 from jaxsparse.metrics import ScorePool
 from jaxsparse.metrics.surrogate import Band, Calibration, analyze, published, score
+from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.types import SAMPLE_RATE
-from train.settings import SettingsError
 
 BANDS: tuple[Band, ...] = get_args(Band)
 # What is moved as it is, in tens of its unit; the others are positive and moved by factors.
@@ -88,14 +88,12 @@ def run(settings: Settings) -> dict[str, Any]:
         AudioError: If a clip can't be read, or `pesq` can score none of them.
         FileExistsError: If `settings.out` holds pairs of other clips.
         OSError: If the clips can't be found or the results can't be written.
-        RowsError: If what is in `settings.out` is damaged.
+        ManifestError: If what is in `settings.out` is damaged.
         SettingsError: If a setting is out of range.
     """
     # `pesq` takes a quarter of a second at least.
-    bounds = {"clips": 2, "n_samples": SAMPLE_RATE // 4, "epochs": 1, "batch": 1, "workers": 1}
-    for name, least in bounds.items():
-        if (value := getattr(settings, name)) is not None and value < least:
-            raise SettingsError(f"{name} must be at least {least}")
+    least = {"clips": 2, "n_samples": SAMPLE_RATE // 4, "epochs": 1, "batch": 1, "workers": 1}
+    check_least(settings, least)
     if not 0 < settings.learning_rate < math.inf:
         raise SettingsError("learning_rate must be more than 0 and finite")
     clips = find_clips(settings.data, None)[: settings.clips]
@@ -107,9 +105,9 @@ def run(settings: Settings) -> dict[str, Any]:
         "n_samples": settings.n_samples,
         "clips": hashlib.sha256(os.fsencode(names)).hexdigest(),
     }
-    check_settings(settings.out / "settings.json", identity)
+    manifest.check_file(settings.out / "settings.json", settings.out, identity)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(settings.out / "settings.json", json.dumps(identity, indent=1).encode())
+    manifest.write_file(settings.out / "settings.json", identity)
     with ScorePool(settings.workers) as pool:
         files = [
             make_pairs(clip, settings.n_samples, folder / f"{i:04}.npz", pool)

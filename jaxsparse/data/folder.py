@@ -53,21 +53,6 @@ def find_audio(root: str | os.PathLike[str]) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def portable_path(path: Path) -> str:
-    """Writes a path without what is particular to this machine, for cards and tables.
-
-    Args:
-      path: below the directory ``$JAXSPARSE_DATA``, relative, or any other.
-
-    Returns:
-      The path from ``$JAXSPARSE_DATA``; a relative one as it is; of any other only the name.
-    """
-    root = os.environ.get("JAXSPARSE_DATA")
-    if root and path.is_relative_to(root):
-        return str(Path("$JAXSPARSE_DATA") / path.relative_to(root))
-    return path.name if path.is_absolute() else str(path)
-
-
 def _raise(error: OSError) -> None:
     raise error
 

@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool
 from tqdm import tqdm
 
+from jaxsparse import manifest
 from jaxsparse.masks import unpack_mask
 from jaxsparse.search.contract import Best, Search, as_tree
 from jaxsparse.types import PRNGKey
@@ -283,7 +284,7 @@ class _Saved:
 
             self._checkpoints = Checkpoints(folder)
             self._folder = Path(folder)
-            self._settings = {"fingerprint": _fingerprint(search, key)}
+            self._manifest = _manifest(search, key)
         self._last = time.perf_counter()
         self._step: int | None = None
 
@@ -296,11 +297,8 @@ class _Saved:
 
     def newest(self) -> Any:
         found = self._checkpoints.newest(_check_saved) if self._checkpoints else None
-        if found and found.settings != self._settings:
-            raise FileExistsError(
-                f"{self._folder} holds a run of another search, clip, count or key: take another"
-                " folder"
-            )
+        if found:
+            manifest.check_same(self._folder, found.settings, self._manifest)
         self._step = found.step if found else None
         return found
 
@@ -319,7 +317,7 @@ class _Saved:
         if not self._checkpoints or not due or self._step == loop.step:
             return
         state = {"state": loop.state, "first": loop.first, "history": loop.stacked()}
-        self._checkpoints.save(loop.step, state, {"seconds": loop.seconds}, self._settings)
+        self._checkpoints.save(loop.step, state, {"seconds": loop.seconds}, self._manifest)
         self._last, self._step = time.perf_counter(), loop.step
 
 
@@ -329,11 +327,16 @@ def _check_saved(found: Any) -> None:
     float(found.data["seconds"])
 
 
-def _fingerprint(search: Search, key: PRNGKey) -> str:
-    """Returns the SHA-256 of all that determines a run but the arrays of closures."""
+def _manifest(search: Search, key: PRNGKey) -> dict[str, str]:
+    """Digests of all that determines a run but the arrays of closures."""
+    functions = as_tree(search.init), as_tree(search.step)
+    parts = {"search": search[2:], "arrays, such as clip, weights or count": functions, "key": key}
+    return {name: _digest(part) for name, part in parts.items()}
+
+
+def _digest(tree: Any) -> str:
     digest = hashlib.sha256()
-    parts = (key, as_tree(search.init), as_tree(search.step), search[2:])
-    for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
