@@ -288,7 +288,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(name, finished, tmp_path)
 def test_a_folder_of_another_run_is_refused(other, seed, tmp_path):
     folder = tmp_path / "run"
     run(SEARCHES["genetic"](problem()), jax.random.key(1), steps=2, folder=folder)
-    with pytest.raises(FileExistsError, match="holds a run with another (search|arrays|key)"):
+    with pytest.raises(FileExistsError, match=r"holds a run with another (search|arrays|key)"):
         run(other(), jax.random.key(seed), steps=2, folder=folder)
 
 
@@ -373,7 +373,7 @@ def test_a_dataclass_objective_resumes_and_is_told_by_identity_and_arrays(name, 
     resumed, whole = go(weighted(), 4), go(weighted(), 4, "whole")
     jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
     for other in (weighted(sign=-1), weighted(1), problem()):
-        with pytest.raises(FileExistsError, match="holds a run with another (search|arrays|key)"):
+        with pytest.raises(FileExistsError, match=r"holds a run with another (search|arrays|key)"):
             go(other, 5)
 
 
