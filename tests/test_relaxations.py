@@ -7,6 +7,7 @@ import pytest
 
 from jaxsparse.masks import project_to_count as project
 from jaxsparse.masks import random_mask
+from jaxsparse.search.contract import as_tree
 from jaxsparse.search.relaxations import RELAXATIONS, exact_sum, logistic, straight_through
 from tests.reference import Compilations, derivative, project_to_count, sigmoid
 
@@ -19,8 +20,13 @@ every_relaxation = pytest.mark.parametrize("name", RELAXATIONS)
 
 
 @jax.jit
-def mask_of(to_mask, scores, count, update=UPDATE):
+def call(to_mask, scores, count, update):
     return to_mask(scores, count, update)
+
+
+def mask_of(relaxation, scores, count, update=UPDATE):
+    """As a search calls it: with what the relaxation holds, the count and the update traced."""
+    return call(as_tree(relaxation.to_mask), scores, count, update)
 
 
 @every_relaxation
@@ -28,7 +34,7 @@ def mask_of(to_mask, scores, count, update=UPDATE):
 @pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
 def test_masks_are_within_0_and_1_and_rise_with_the_scores(name, count, scale, key):
     scores = scale * jax.random.normal(key, SHAPE)
-    mask = np.asarray(mask_of(RELAXATIONS[name]().to_mask, scores, jnp.int32(count)))
+    mask = np.asarray(mask_of(RELAXATIONS[name](), scores, jnp.int32(count)))
     assert mask.shape == SHAPE and mask.dtype == np.float32
     assert mask.min() >= 0 and mask.max() <= 1
     ascending = np.ravel(mask)[np.argsort(np.ravel(scores))]
@@ -47,28 +53,29 @@ def test_the_start_is_rounded_to_the_mask_that_it_is_made_of(name, count, key):
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("scale", [0.0, 0.1, 3.0, 100.0])
 def test_gradients_are_finite(name, count, scale, key):
-    to_mask = RELAXATIONS[name](steepness=2.0).to_mask
+    relaxation = RELAXATIONS[name](steepness=2.0)
     scores = scale * jax.random.normal(key, SHAPE)
     weights = jax.random.normal(jax.random.key(1), SHAPE)
 
     @jax.jit
     def gradient(scores, count):
-        return jax.grad(lambda x: jnp.sum(weights * to_mask(x, count, UPDATE)))(scores)
+        return jax.grad(lambda x: jnp.sum(weights * mask_of(relaxation, x, count)))(scores)
 
     assert np.isfinite(gradient(scores, jnp.int32(count))).all()
 
 
 @every_relaxation
 def test_other_counts_and_updates_compile_nothing(name, key):
-    to_mask = RELAXATIONS[name]().to_mask
+    relaxation = RELAXATIONS[name]()
     scores = jax.random.normal(key, SHAPE)
     arguments = [(jnp.int32(count), jnp.int32(10 * count)) for count in COUNTS]
-    mask_of(to_mask, scores, *arguments[0])
+    mask_of(relaxation, scores, *arguments[0])
     with Compilations() as compilations:
-        masks = [mask_of(to_mask, scores, *each) for each in arguments]
+        masks = [mask_of(relaxation, scores, *each) for each in arguments]
     assert compilations.count == 0
     for (count, update), mask in zip(arguments, masks, strict=True):
-        np.testing.assert_allclose(mask, to_mask(scores, count, update), rtol=1e-5, atol=1e-6)
+        alone = relaxation.to_mask(scores, count, update)
+        np.testing.assert_allclose(mask, alone, rtol=1e-5, atol=1e-6)
 
 
 @every_relaxation

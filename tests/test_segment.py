@@ -14,7 +14,15 @@ from jaxsparse.codec import container
 from jaxsparse.codec.entropy import Encoder, LevelClass, code_levels
 from jaxsparse.codec.segment import PARTS, complete_mask, decode_segment, encode_segment
 from jaxsparse.errors import ContainerError
-from tests.jsac_files import MASKS, VERSION_1_MASKS, make_header, make_segment, same, small_header
+from tests.jsac_files import (
+    MASKS,
+    VERSION_1_MASKS,
+    loudest,
+    make_header,
+    make_segment,
+    same,
+    small_header,
+)
 
 
 def test_drawn_positions_are_fixed_by_the_format():
@@ -172,6 +180,20 @@ def test_part_that_no_encoder_wrote_is_refused(forgery, kind):
             decode_segment(header, 0, 0, forged)
 
 
+@pytest.mark.parametrize("mask", ["positions", "some positions"])
+def test_stored_positions_need_not_be_the_loudest(mask):
+    header = small_header(mask=mask)
+    rng = np.random.default_rng(0)
+    made = make_segment(header, 0, 0, rng)
+    chosen = loudest(rng.random(made.mask.shape), header.coded_count(0))
+    kept = complete_mask(header, 0, 0, chosen)
+    segment = made._replace(
+        chosen=chosen, mask=kept, levels=np.where(kept, rng.integers(60, size=kept.shape), 0)
+    )
+    parts = encode_segment(header, 0, 0, segment)
+    assert same(decode_segment(header, 0, 0, parts), segment)
+
+
 def test_part_that_should_be_empty_is_refused():
     header = small_header(mask="random")
     parts = encode_segment(header, 0, 0, make_segment(header, 0, 0, np.random.default_rng(0)))
@@ -181,9 +203,10 @@ def test_part_that_should_be_empty_is_refused():
         decode_segment(header, 0, 0, parts)
 
 
+@pytest.mark.parametrize("mask", ["mixed", "loudest third"])
 @pytest.mark.parametrize("field", ["chosen", "mask", "levels", "phases"])
-def test_segment_that_contradicts_the_header_is_not_encoded(field):
-    header = small_header()
+def test_segment_that_contradicts_the_header_is_not_encoded(field, mask):
+    header = small_header(mask=mask)
     segment = make_segment(header, 0, 0, np.random.default_rng(0))
     replaced = {
         "chosen": ~segment.chosen,

@@ -2,8 +2,10 @@
 
 A new one is a function that returns a `Relaxation`, and a line in `RELAXATIONS`::
 
-    def clipped(steepness: Setting = 1.0) -> Relaxation:
-        return Relaxation(lambda scores, count, update: jnp.clip(0.5 + steepness * scores, 0, 1))
+    def arctangent(steepness: Setting = 1.0) -> Relaxation:
+        return Relaxation(
+            lambda scores, count, update: 0.5 + jnp.arctan(steepness * scores) / jnp.pi
+        )
 
 Where `to_mask` is a `Partial` of a module's function and the settings, as it is below, they are
 arguments of what is compiled, and other settings compile nothing anew.
