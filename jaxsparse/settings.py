@@ -9,7 +9,7 @@ class SettingsError(JaxsparseError):
     """Settings out of range."""
 
 
-def check_least(settings: object, least: Mapping[str, float]) -> None:
+def check_least(settings: object, least: Mapping[str, int | float]) -> None:
     """Refuses settings below their lowest values; None is fine.
 
     Args:

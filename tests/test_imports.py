@@ -10,17 +10,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
-    {"_version", "errors", "strict_json", "types"},
+    {"_version", "errors", "files", "strict_json", "types"},
+    {"contracts", "manifest", "settings"},
     {"audio", "stft", "spectrogram", "masks"},
-    {"plausible"},
+    {"plausible", "policies"},
     {"nn.sparse_conv"},
     {"nn.network"},
+    # Architectures, one file each.
+    {"nn"},
+    {"interpolate"},
+    {"decoders"},
+    {"pretrained"},
     {"losses"},
     {"reconstruct"},
     {"_scoring"},
-    {"metrics", "interpolate"},
+    {"metrics"},
     {"objectives"},
-    {"pretrained"},
     {"codec.entropy", "codec.header"},
     {"codec.segment"},
     {"codec.container"},
@@ -37,7 +42,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Modules beside the layers, and what they may import of the package.
 ASIDE = {
     "data": {"data", "audio", "errors", "types"},
-    "search": {"search", "masks", "types", "checkpoint"},
+    "search": {"search", "masks", "types", "checkpoint", "manifest"},
     "checkpoint": {"errors", "types"},
 }
 # Modules in the layers that use one that stands beside them.
