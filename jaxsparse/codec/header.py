@@ -285,7 +285,7 @@ class Header:
 
     def __post_init__(self) -> None:
         for each in fields_of(VERSIONS[-1]):
-            each._check(each.value(self))
+            each._check(getattr(self, each.name))
         shortest_hop = -(-self.n_fft // _MAX_OVERLAP)
         _check_range("win_length", self.win_length, max(4, 2 * shortest_hop), self.n_fft)
         longest_hop = min(self.win_length // 2, _MAX_HOP_LENGTH)
