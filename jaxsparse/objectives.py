@@ -178,7 +178,7 @@ def _make(decoder: Decoder, measure: Measure, problem: Problem) -> DeviceObjecti
 
 
 @functools.lru_cache
-def _run(decoder: Decoder, measure: Measure) -> Callable[[Problem, Array], tuple[Any, Any]]:
+def _run(decoder: Decoder, measure: Measure) -> Callable[[Problem, Any], tuple[Any, Any]]:
     """Measures what a decoder makes of a packed mask."""
 
     def finish(completed: Array, dense: Array, mask: Array, valid: None, problem: Problem) -> Any:
@@ -186,7 +186,7 @@ def _run(decoder: Decoder, measure: Measure) -> Callable[[Problem, Array], tuple
 
     evaluate = then(decoder, finish)
 
-    def run(problem: Problem, bits: Array) -> tuple[Any, Any]:
+    def run(problem: Problem, bits: Any) -> tuple[Any, Any]:
         mask = unpack_mask(jnp.asarray(bits), problem.spectrogram.shape)
         return evaluate(problem.params, problem.spectrogram, mask, None, problem)
 

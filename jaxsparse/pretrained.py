@@ -187,8 +187,9 @@ def save_weights(
         The SHA-256 of the weights' file.
     """
     path = Path(path)
-    metadata = {"decoder": name_of(config), "config": json.dumps(saved_config(config))}
-    data = safetensors.numpy.save(_flatten(params), metadata)
+    # One entry, since safetensors writes several in any order.
+    named = {"decoder": name_of(config), **saved_config(config)}
+    data = safetensors.numpy.save(_flatten(params), {"config": json.dumps(named)})
     digest = hashlib.sha256(data).hexdigest()
     atomic_write(path, data)
     known = {"masks": list(masks), "sparsity": list(sparsity), "sha256": digest}
@@ -232,12 +233,13 @@ def _build_decoder(data: bytes) -> Decoder:
     """
     size = int.from_bytes(data[:8], "little")
     metadata = parse_object(data[8 : 8 + size]).get("__metadata__") or {}
-    name = metadata.get("decoder", _FIRST_DECODER)
-    if name not in DECODERS:
-        raise ValueError(f"it is of the decoder {_some([name])}; there are {', '.join(DECODERS)}")
     if "config" not in metadata:
         raise ValueError("it holds no settings of a network")
-    settings, known = parse_object(metadata["config"]), set(_saved_fields(DECODERS[name]))
+    settings = parse_object(metadata["config"])
+    name = str(settings.pop("decoder", _FIRST_DECODER))
+    if name not in DECODERS:
+        raise ValueError(f"it is of the decoder {_some([name])}; there are {', '.join(DECODERS)}")
+    known = set(_saved_fields(DECODERS[name]))
     if missing := known - settings.keys():
         raise ValueError(f"its settings lack {_some(missing)}")
     if unknown := settings.keys() - known:

@@ -101,8 +101,8 @@ def then(decoder: Decoder, finish: Finish) -> Callable[..., Any]:
         finish = jax.jit(finish)
 
         def run(params: Params, spectrogram: Any, mask: Any, valid: Any, *rest: Any) -> Any:
-            completed = complete(decoder, params, spectrogram, mask, valid)
-            return finish(completed, spectrogram, mask, valid, *rest)
+            given = jax.tree.map(jnp.asarray, (spectrogram, mask, valid))
+            return finish(complete(decoder, params, *given), *given, *rest)
 
         return run
 
@@ -121,7 +121,7 @@ def batched(decoder: Decoder) -> Callable[[Params, Array, Array], Array]:
         return jax.jit(jax.vmap(decoder.apply, (None, 0, 0)))
 
     def complete_batch(params: Params, spectrograms: Array, masks: Array) -> Array:
-        clips = zip(*jax.device_get((spectrograms, masks)), strict=True)
+        clips = zip(jnp.asarray(spectrograms), jnp.asarray(masks), strict=True)
         return jnp.stack([complete(decoder, params, *clip) for clip in clips])
 
     return complete_batch

@@ -188,7 +188,7 @@ def test_masks_depend_on_the_seed_and_the_clips_name_only(data, monkeypatch):
 
     def masks(folder=data, **changes):
         seen.clear()
-        reconstruction.run(settings(folder, decoders=("random-95",), **changes))
+        reconstruction.run(settings(folder, **({"decoders": ("random-95",)} | changes)))
         jax.effects_barrier()
         return set(seen)
 

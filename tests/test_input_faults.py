@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import soundfile
 
-import jaxsparse
 from eval import masks, reconstruction
+from jaxsparse import codec
 from jaxsparse.audio import read_audio, resample, to_mono
 from jaxsparse.cli import main
 from train import rebuild_splits
@@ -203,8 +203,8 @@ def test_refused_inputs(command, kind, reason, folder, compressed, capsys, monke
     before = snapshot(folder)
     if command != "demo":
         # Refused at once: before the array library is loaded, which takes seconds.
-        monkeypatch.delattr(jaxsparse, "codec", raising=False)
-        monkeypatch.setitem(sys.modules, "jaxsparse.codec", None)
+        monkeypatch.delattr(codec, "stream", raising=False)
+        monkeypatch.setitem(sys.modules, "jaxsparse.codec.stream", None)
     with bound_by_permissions():
         line = refusal(capsys, arguments(command, path, folder / "out"))
     assert line.startswith(f"{path}: ") and reason in line

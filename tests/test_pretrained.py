@@ -267,7 +267,8 @@ def test_the_file_is_read_once(path, params, monkeypatch):
 
 
 def test_a_decoder_of_no_known_name_is_refused(tmp_path):
-    write_weights(tmp_path / "a.safetensors", metadata={"decoder": "unheard\nof"})
+    config = json.dumps(SETTINGS | {"decoder": "unheard\nof"})
+    write_weights(tmp_path / "a.safetensors", metadata={"config": config})
     assert_refused(tmp_path / "a.safetensors", r"decoder 'unheard\nof'; there are sparse-cnn")
 
 

@@ -449,9 +449,9 @@ def test_no_room_for_the_network(settings, whole, disk, monkeypatch, capfd):
     settings = dataclasses.replace(settings, workdir=disk.directory / "run")
     save_weights = loop.save_weights
 
-    def fill_and_save(*args):
+    def fill_and_save(*args, **options):
         disk.fill(50_000)
-        save_weights(*args)
+        save_weights(*args, **options)
 
     monkeypatch.setattr(loop, "save_weights", fill_and_save)
     assert main.main(arguments(settings)) == 2

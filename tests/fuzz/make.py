@@ -463,7 +463,7 @@ def _faults_of_networks() -> Iterator[Fault]:
     yield Fault(
         "network-unknown",
         "a network that there is not",
-        "no network is named 'nobody'; there are random-80, random-85, random-90, random-95, mixed",
+        "the decoder 'nobody' is not installed: give its .safetensors file",
         _with(file, texts=[file.texts[0], b"nobody"]),
         decoded=True,
     )
@@ -471,7 +471,7 @@ def _faults_of_networks() -> Iterator[Fault]:
         "network-other",
         "a network with other weights",
         f"the file needs the network {NETWORK} with the weights {'0' * 64}, "
-        f"but the installed ones are {_network_sha256()}",
+        f"not {_network_sha256()}",
         _with(file, sha256=bytes(32)),
         decoded=True,
     )
