@@ -141,6 +141,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             arguments.out,
             force=arguments.force,
             version=jaxsparse.__version__,
+            masks=arguments.mask,
             report=_step,
         )
     _say(one_line(f"{page}: the page to open in a browser"))
@@ -468,7 +469,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = command(
         "demo",
         _demo,
-        "compress a clip with two kinds of mask, and write a page to hear and see them",
+        "compress a clip with several kinds of mask, and write a page to hear and see them",
     )
     demo.add_argument(
         "--input",
@@ -483,6 +484,13 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("jaxsparse-demo"),
         metavar="DIR",
         help="directory to make (default: jaxsparse-demo)",
+    )
+    demo.add_argument(
+        "--mask",
+        nargs="+",
+        default=["random", "mixed"],
+        metavar="POLICY",
+        help="kinds of mask to compare, as compress takes them (default: random mixed)",
     )
     _add_force(demo)
     return parser

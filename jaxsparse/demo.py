@@ -20,13 +20,13 @@ from jaxsparse.codec.segment import decode_segment
 from jaxsparse.demo_page import Clip, Coded
 from jaxsparse.errors import AudioError, MissingExtraError
 from jaxsparse.metrics import Metric, ScorePool, check_installed, mse
+from jaxsparse.policies import describe
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
 
-MaskName: TypeAlias = Literal["random", "mixed"]
-
-MASKS: tuple[MaskName, ...] = ("random", "mixed")
+MASKS = ("random", "mixed")
+"""Policies that are compared."""
 MAX_SECONDS = 20
 """The rest of a longer file is left out: the page is to be listened to."""
 
@@ -40,11 +40,11 @@ def run_demo(
     *,
     force: bool = False,
     sparsity: str = "0.95",
-    masks: Sequence[MaskName] = MASKS,
+    masks: Sequence[str] = MASKS,
     version: str = "",
     report: Callable[[str], None] = lambda step: None,
 ) -> Path:
-    """Codes a clip with each kind of mask, scores it, and writes a page about it.
+    """Codes a clip with masks of each policy, scores it, and writes a page about it.
 
     The directory gets ``index.html``, ``original.wav``, ``scores.json``, ``overview.png``, and for
     each mask the ``.jsac`` file, its decoded sound and pictures. It appears whole or not at all; in
@@ -56,7 +56,7 @@ def run_demo(
         out: The directory.
         force: Whether to write into a directory that isn't empty.
         sparsity: Share of bins that are not stored.
-        masks: Kinds of mask to compare.
+        masks: Policies to compare, names of `jaxsparse.policies.POLICIES`.
         version: The package's, for the page.
         report: Called with each step before it is taken.
 
@@ -163,7 +163,7 @@ def _installed_metrics() -> tuple[tuple[Metric, ...], str]:
 
 
 def _code(
-    name: MaskName,
+    name: str,
     samples: Float32[np.ndarray, " N"],
     clip: Clip,
     sparsity: str,
@@ -193,6 +193,7 @@ def _code(
         reasons=reasons,
         parts=description["part_bits"],
         network=description["network"],
+        description=describe(name),
     )
 
 

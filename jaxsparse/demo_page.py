@@ -19,11 +19,6 @@ TOP_DB = 80.0
 
 METRICS = ("pesq_wb", "pesq_nb", "stoi", "mse")
 
-_TITLES = {"random": "Random mask", "mixed": "Mixed mask"}
-_DESCRIPTIONS = {
-    "random": "The stored bins are drawn at random, whatever the clip sounds like.",
-    "mixed": "Half of the stored bins are the loudest ones, the others are drawn at random.",
-}
 _COLUMNS: dict[str, tuple[str, str, int, Callable[..., float]]] = {
     "pesq_wb": ("PESQ, wide band", "1 to 4.6, more is better", 2, max),
     "pesq_nb": ("PESQ, narrow band", "1 to 4.5, more is better", 2, max),
@@ -92,11 +87,13 @@ class Coded:
     parts: Mapping[str, int]
     """Bits of each part of the file; they sum to the file."""
     network: str
+    description: str
+    """How its mask was made, in a sentence."""
 
     @property
     def title(self) -> str:
         """Name for people."""
-        return _TITLES[self.name]
+        return f"{self.name.capitalize()} mask"
 
 
 def draw_pictures(clip: Clip, versions: Sequence[Coded]) -> dict[str, bytes]:
@@ -238,7 +235,7 @@ def _version(
     return {
         "name": version.name,
         "title": version.title,
-        "description": _DESCRIPTIONS[version.name],
+        "description": version.description,
         "network": version.network,
         "bytes": _bytes(len(version.data)),
         "bits": f"{bits:,}",

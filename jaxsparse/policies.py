@@ -14,6 +14,7 @@ from jaxsparse.types import HardMask, PRNGKey, Spectrogram
 
 # Bins around in frequency, and the share of their mean that is taken off.
 _NEIGHBOURHOOD, _DAMPING = 65, 0.6
+_STANDING_OUT = "those that stand out most from the bins around"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class ScoredPolicy:
     """From dB to scores, F by T; equal scores go to the lower index."""
     share: Fraction
     """Of the bins kept, those chosen by score; rounded down to whole bins."""
+    chosen: str
+    """What the bins of highest score are, for people."""
 
     def __call__(
         self, key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, ""]
@@ -70,19 +73,19 @@ def contrast(spectrogram: Spectrogram) -> Float[Array, "F T"]:
     return spectrogram - _DAMPING * sums / _NEIGHBOURHOOD
 
 
-random = ScoredPolicy(level, Fraction(0))
+random = ScoredPolicy(level, Fraction(0), "none")
 """All bins drawn uniformly: the thesis' masks."""
-mixed = ScoredPolicy(level, Fraction(1, 2))
+mixed = ScoredPolicy(level, Fraction(1, 2), "the loudest ones")
 """Half of them the loudest ones."""
-loudest = ScoredPolicy(level, Fraction(1))
+loudest = ScoredPolicy(level, Fraction(1), "the loudest ones")
 """The loudest ones alone."""
 
 POLICIES: dict[str, Policy] = {
     "random": random,
     "mixed": mixed,
     "loudest": loudest,
-    "contrast": ScoredPolicy(contrast, Fraction(1, 2)),
-    "contrast-70": ScoredPolicy(contrast, Fraction(7, 10)),
+    "contrast": ScoredPolicy(contrast, Fraction(1, 2), _STANDING_OUT),
+    "contrast-70": ScoredPolicy(contrast, Fraction(7, 10), _STANDING_OUT),
 }
 """Policies by the names that settings, files of results and command lines use."""
 
@@ -90,3 +93,18 @@ POLICIES: dict[str, Policy] = {
 def depends_on_content(policy: Policy) -> bool:
     """Whether a mask depends on the spectrogram and not on its shape alone."""
     return not isinstance(policy, ScoredPolicy) or policy.share > 0
+
+
+def describe(name: str) -> str:
+    """Says in a sentence which bins a policy of `POLICIES` keeps."""
+    policy = POLICIES[name]
+    if not isinstance(policy, ScoredPolicy):
+        return f"The bins kept are those of the policy {name}."
+    if not policy.share:
+        return "The bins kept are drawn at random, whatever the clip sounds like."
+    if policy.share == 1:
+        return f"The bins kept are {policy.chosen}."
+    return (
+        f"{float(policy.share):.0%} of the bins kept are {policy.chosen}, the others are drawn "
+        "at random."
+    )

@@ -73,6 +73,7 @@ def coded(clip, name="mixed", **changes):
         "reasons": {},
         "parts": {"mask": 800, "values": 2000, "phase_bitmap": 0, "phases": 5000, "overhead": 200},
         "network": "mixed",
+        "description": "Half of them are loud.",
     }
     return demo_page.Coded(**fields | changes)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 
-from jaxsparse import policies
+from jaxsparse import cli, policies
 from jaxsparse.contracts import Policy
 from jaxsparse.policies import POLICIES, ScoredPolicy
 
@@ -63,7 +63,7 @@ def test_the_key_decides_on_what_is_drawn_alone(policy, spectrogram, key):
 
 @pytest.mark.parametrize(("share", "count"), [("0.7", 10**9), ("1/3", 10**9), ("0.999", 2**31 - 1)])
 def test_the_number_chosen_by_score_is_exact_in_32_bits(share, count):
-    policy = ScoredPolicy(policies.level, Fraction(share))
+    policy = ScoredPolicy(policies.level, Fraction(share), "any")
     expected = int(Fraction(share) * count)
     assert policy.n_chosen(count) == expected
     assert int(jax.jit(policy.n_chosen)(jnp.int32(count))) == expected
@@ -94,3 +94,21 @@ def test_only_the_random_policy_ignores_the_content():
     ]
     assert ignoring == ["random"]
     assert policies.depends_on_content(lambda key, spectrogram, count: spectrogram > 0)
+
+
+def test_a_sentence_says_what_is_kept(monkeypatch):
+    monkeypatch.setitem(POLICIES, "mine", lambda key, spectrogram, count: spectrogram > 0)
+    assert {name: policies.describe(name) for name in ("random", "mixed", "loudest", "mine")} == {
+        "random": "The bins kept are drawn at random, whatever the clip sounds like.",
+        "mixed": "50% of the bins kept are the loudest ones, the others are drawn at random.",
+        "loudest": "The bins kept are the loudest ones.",
+        "mine": "The bins kept are those of the policy mine.",
+    }
+
+
+def test_the_command_line_names_them_all(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compress", "--help"])
+    # Lines break at hyphens too.
+    told = "".join(capsys.readouterr().out.split())
+    assert all(f"({name})" in told or f"({name}," in told for name in POLICIES)

@@ -442,7 +442,8 @@ def _find_run(checkpoints: Checkpoints, settings: Settings) -> Checkpoint | None
 
 def _check_contents(settings: Settings, found: Checkpoint) -> None:
     """Raises anything where a checkpoint lacks what resuming reads beside the state."""
-    int(found.settings["clips"]["count"]), str(found.settings["clips"]["sha256"])
+    for name in ("count", "sha256"):
+        str(found.settings["clips"][name])
     if "loader" not in found.data:
         raise CheckpointError("it lacks the loader's state")
     # The log of another run has columns of its own, and that run is refused for its settings.
