@@ -8,7 +8,6 @@ their losses must agree before anything is timed. It also counts what is compile
 PyTorch is the extra ``jaxsparse[benchmark]``.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tyro
 
 from benchmarks import train_step
+from benchmarks.command import main
 
 # JAX and PyTorch are imported in functions: both count the cores when they start.
 
@@ -177,17 +176,5 @@ def run(settings: Settings) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Run from the command line."""
-    settings = tyro.cli(Settings, description=__doc__)
-    train_step.restrict_threads(settings.threads)
-    result = run(settings)
-    if settings.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name:18} {value:.3f}" if isinstance(value, float) else f"{name:18} {value:,}")
-
-
 if __name__ == "__main__":
-    main()
+    main(Settings, run, __doc__)

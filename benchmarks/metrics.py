@@ -7,7 +7,6 @@ gives the time of a value with its gradient. It takes about a minute.
 """
 
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,9 +15,8 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-import tyro
 
-from benchmarks.train_step import restrict_threads
+from benchmarks.command import main
 
 # JAX is imported in functions: it counts the cores when it starts.
 
@@ -119,19 +117,5 @@ def run(settings: Settings) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Run from the command line."""
-    settings = tyro.cli(Settings, description=__doc__)
-    restrict_threads(settings.threads)
-    result = run(settings)
-    if settings.json:
-        print(json.dumps(result))
-        return
-    for name, value in result["ms_per_clip"].items():
-        print(f"{name:32} {value:8.2f} ms per clip")
-    for name, value in result["times_as_fast"].items():
-        print(f"{name:32} {value:8.1f} times as fast as the host's")
-
-
 if __name__ == "__main__":
-    main()
+    main(Settings, run, __doc__)

@@ -6,8 +6,6 @@ gradient, PyTorch's, and ours with XLA's kernel gradient, in turns in one proces
 is timed, losses and kernel gradients must agree. PyTorch is the extra ``jaxsparse[benchmark]``.
 """
 
-import json
-import os
 import statistics
 import sys
 import time
@@ -16,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
+
+from benchmarks.command import main
 
 # JAX and PyTorch are imported in functions: both count the cores when they start.
 
@@ -57,13 +56,6 @@ class Variant(NamedTuple):
     loss_and_gradients: Callable[[], tuple[float, list[np.ndarray]]]
     step: Callable[[], None]
     peak_bytes: int | None = None
-
-
-def restrict_threads(threads: int) -> None:
-    """Pin the process to `threads` cores, before XLA and PyTorch size their thread pools."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def make_problem(batch: int) -> Problem:
@@ -254,17 +246,5 @@ def run(settings: Settings) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Run from the command line."""
-    settings = tyro.cli(Settings, description=__doc__)
-    restrict_threads(settings.threads)
-    result = run(settings)
-    if settings.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name:22} {value:.3f}" if isinstance(value, float) else f"{name:22} {value:,}")
-
-
 if __name__ == "__main__":
-    main()
+    main(Settings, run, __doc__)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
