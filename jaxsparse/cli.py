@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jaxsparse
-from jaxsparse.errors import JaxsparseError, MissingExtraError, one_line
+from jaxsparse.errors import JaxsparseError, MissingExtraError, describe, one_line
 
 REFUSED = 2
 INTERRUPTED = 130
@@ -83,8 +83,9 @@ def _compress(arguments: argparse.Namespace) -> None:
             f"no network was trained for {settings.mask} masks of sparsity {settings.sparsity}, "
             f"taking the nearest one, {decoder}"
         )
+    network = _decoder(decoder)
     with _blaming(arguments.input), _progress("compressing") as progress:
-        data = stream.compress(samples, sample_rate, settings, progress=progress)
+        data = stream.compress(samples, sample_rate, settings, decoder=network, progress=progress)
     with _blaming(arguments.output):
         files.atomic_write(_place(arguments.output), data)
     from jaxsparse.codec import container
@@ -107,7 +108,7 @@ def _decompress(arguments: argparse.Namespace) -> None:
             from jaxsparse import audio
             from jaxsparse.codec import stream
 
-        decoder = arguments.decoder and stream.load_decoder(arguments.decoder)
+        decoder = None if arguments.decoder is None else _decoder(arguments.decoder)
         with _progress("decompressing") as progress:
             samples, sample_rate = stream.decompress(data, decoder=decoder, progress=progress)
     with _blaming(arguments.output):
@@ -145,6 +146,16 @@ def _demo(arguments: argparse.Namespace) -> None:
             report=_step,
         )
     _say(one_line(f"{page}: the page to open in a browser"))
+
+
+def _decoder(name: str) -> Any:
+    """Loads a decoder; the errors name its file, not the one to be read."""
+    from jaxsparse.pretrained import load_decoder
+
+    try:
+        return load_decoder(name)
+    except (JaxsparseError, OSError) as error:
+        raise _RefusedError(describe(error)) from error
 
 
 def _place(path: Path) -> Path | int:

@@ -287,6 +287,24 @@ def test_the_codec_takes_a_network_of_ones_own_by_its_path(unet, clips, tmp_path
     assert other == 2 and "needs the network" in capsys.readouterr().err
 
 
+def test_the_command_line_names_the_file_of_a_decoder_that_is_at_fault(clips, tmp_path, capsys):
+    missing, folder = tmp_path / "no.safetensors", tmp_path / "folder.safetensors"
+    folder.mkdir()
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"")
+    damaged.with_suffix(".json").write_text('{"sha256": ""}')
+    file = tmp_path / "a.jsac"
+    source = str(clips / "0.wav")
+    assert cli.main(["compress", source, str(file), "--decoder", "nearest"]) == 0
+    for path in (missing, folder, damaged):
+        for argv in (["compress", source], ["decompress", str(file)]):
+            out = str(tmp_path / "out")
+            assert cli.main([*argv, out, "--decoder", str(path)]) == 2
+            (line,) = capsys.readouterr().err.splitlines()[-1:]
+            assert line.startswith(f"jaxsparse: {path}")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("mask", ["random", "mixed", "contrast-70"])
 def test_a_file_that_decodes_by_interpolation(clips, tmp_path, mask):
     file, back = tmp_path / "a.jsac", tmp_path / "a.wav"
