@@ -52,6 +52,7 @@ from jaxsparse.errors import AudioError
 from jaxsparse.files import atomic_write, portable_path
 from jaxsparse.masks import count_observed, pack_mask, random_mask
 from jaxsparse.metrics import ScorePool
+from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
@@ -432,9 +433,10 @@ def _manifest(settings: Settings, task: Task) -> tuple[Path, dict[str, str]]:
     now = {
         "clip": hashlib.sha256(task.sound.signal.tobytes()).hexdigest(),
         "network": task.network.card.sha256,
+        "decoder": repr(task.network.decoder.config),
     }
     path = settings.out / "searches" / f"{task.name}.json"
-    manifest.check_file(path, settings.out / task.name, now)
+    manifest.check_file(path, settings.out / task.name, now, {"decoder": repr(SparseCNNConfig())})
     return path, now
 
 

@@ -188,7 +188,9 @@ def run(settings: Settings) -> dict[str, Any]:
                 bar.update()
         rows.sort(key=lambda row: order[_key(row)])
         summary = {
-            "settings": _jsonable(asdict(settings)),
+            "settings": _jsonable(
+                asdict(settings) | {"decoders": tuple(map(Path, settings.decoders))}
+            ),
             "clips": len(clips),
             "backend": jax.default_backend(),
             "groups": report.summarize(rows, ("phases_saved", "mse", *_scores(settings))),
@@ -264,7 +266,11 @@ def masks_of(settings: Settings, network: Pretrained) -> list[tuple[str, float]]
     """Policies and sparsities that a network is evaluated with."""
     card = network.card
     masks = settings.mask or card.masks or DEFAULT_MASKS[:1]
-    sparsities = settings.sparsity or card.sparsity[-1:] or DEFAULT_MASKS[1:]
+    for name in masks:
+        if name not in POLICIES:
+            raise SettingsError(f"a network is for masks of {name!r}, and no policy is named so")
+    sparsest = (max(card.sparsity),) if card.sparsity else DEFAULT_MASKS[1:]
+    sparsities = settings.sparsity or sparsest
     return list(itertools.product(masks, sparsities))
 
 
@@ -502,6 +508,7 @@ def _identity(
     """What decides on the rows' values, as JSON."""
     names = "\n".join(clip.name for clip in clips)
     values = {k: v for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
+    values["decoders"] = tuple(map(Path, settings.decoders))
     return _jsonable(values) | {
         "clips": hashlib.sha256(os.fsencode(names)).hexdigest(),
         "weights": {method.name: method.weights for method in methods if method.weights},

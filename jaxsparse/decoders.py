@@ -1,6 +1,8 @@
 """Decoders by name: what fills in the bins that a mask hides."""
 
-from jaxsparse.contracts import DecoderConfig
+import jax
+
+from jaxsparse.contracts import Decoder, DecoderConfig
 from jaxsparse.interpolate import CloughTocher, Linear, Nearest
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 
@@ -12,6 +14,11 @@ DECODERS: dict[str, type[DecoderConfig]] = {
     "clough-tocher": CloughTocher,
 }
 """Configs by the names that weights, settings and command lines use; `build` makes a decoder."""
+
+
+def has_parameters(decoder: Decoder) -> bool:
+    """Whether a decoder has anything to train."""
+    return bool(jax.tree.leaves(jax.eval_shape(decoder.init, jax.random.key(0))))
 
 
 def name_of(config: DecoderConfig) -> str:

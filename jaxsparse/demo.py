@@ -1,4 +1,4 @@
-"""The demo: one clip, coded with a random and with a mixed mask, to be heard and seen."""
+"""The demo: one clip, coded with masks of several policies, to be heard and seen."""
 
 import json
 import math
@@ -65,9 +65,12 @@ def run_demo(
 
     Raises:
         AudioError: The file is not usable audio.
+        JaxsparseError: There is no such policy.
         OSError: The directory isn't empty and not forced, or can't be written.
     """
     started = time.monotonic()
+    for name in masks:
+        codec.CodecSettings(sparsity=sparsity, mask=name)
     if out.is_dir() and any(out.iterdir()) and not force:
         raise FileExistsError(f"{out} is not empty")
     parent = Path(os.path.realpath(out)).parent

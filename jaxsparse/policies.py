@@ -30,7 +30,16 @@ class ScoredPolicy:
     share: Fraction
     """Of the bins kept, those chosen by score; rounded down to whole bins."""
     chosen: str
-    """What the bins of highest score are, for people."""
+    """What the bins of highest score are, for people.
+
+    Raises:
+        ValueError: If `share` is not from 0 to 1, in thousandths.
+    """
+
+    def __post_init__(self) -> None:
+        # As a file stores it.
+        if not 0 <= self.share <= 1 or (1000 * self.share).denominator != 1:
+            raise ValueError(f"share {self.share} is not from 0 to 1, in thousandths")
 
     def __call__(
         self, key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, ""]

@@ -24,7 +24,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from jaxsparse.contracts import Decoder, DecoderConfig, Params
-from jaxsparse.decoders import DECODERS, name_of
+from jaxsparse.decoders import DECODERS, has_parameters, name_of
 from jaxsparse.errors import JaxsparseError, one_line
 from jaxsparse.files import atomic_write
 from jaxsparse.strict_json import parse_object
@@ -36,7 +36,7 @@ NAMES = ("random-80", "random-85", "random-90", "random-95", "mixed")
 _FIRST_DECODER = "sparse-cnn"
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16)}
 # Of decoders that have none.
-_NO_WEIGHTS = "0" * 64
+NO_WEIGHTS = "0" * 64
 
 
 class WeightsError(JaxsparseError):
@@ -89,19 +89,25 @@ def load_decoder(name: str | os.PathLike[str]) -> Pretrained:
             has no parameters, such as ``linear``, or the path of a ``.safetensors`` file.
 
     Raises:
-        FileNotFoundError: If the file or its card is missing.
+        OSError: If the file or its card can't be read.
         JaxsparseError: If there is no such decoder.
         WeightsError: If a file is damaged.
     """
     text = os.fspath(name)
     if text.endswith(".safetensors"):
         return load_weights(text)
-    if text in NAMES or text not in DECODERS:
+    if text in NAMES:
         return load_pretrained(text)
+    if text not in DECODERS:
+        plain = (name for name, kind in DECODERS.items() if not has_parameters(kind().build()))
+        raise JaxsparseError(
+            f"no decoder is named {text!r}; there are {', '.join((*NAMES, *plain))}, and paths "
+            "that end in .safetensors"
+        )
     decoder = DECODERS[text]().build()
-    if jax.tree.leaves(jax.eval_shape(decoder.init, jax.random.key(0))):
+    if has_parameters(decoder):
         raise JaxsparseError(f"{text} has to be trained: give the .safetensors file of its weights")
-    return Pretrained(decoder, {}, Card(_NO_WEIGHTS))
+    return Pretrained(decoder, {}, Card(NO_WEIGHTS))
 
 
 def choose_pretrained(mask: str, sparsity: str | float) -> tuple[str, bool]:
@@ -210,7 +216,10 @@ def _read_card(path: Path) -> Card:
         if not isinstance(about.get("sha256"), str):
             raise ValueError("it holds no SHA-256 of the weights")
         known = {name: about.pop(name) for name in ("sha256", "masks", "sparsity") if name in about}
-        return msgspec.convert({**known, "about": about}, Card)
+        card = msgspec.convert({**known, "about": about}, Card)
+        if len(card.sparsity) > 2 or not all(0 < end < 1 for end in card.sparsity):
+            raise ValueError("its sparsity is not one or two numbers between 0 and 1")
+        return card
     except (ValueError, msgspec.ValidationError) as error:
         raise WeightsError(f"{path}: its card is damaged: {one_line(str(error))}") from error
 

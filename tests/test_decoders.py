@@ -17,13 +17,17 @@ from test_eval import voice
 from eval import masks as eval_masks
 from eval import reconstruction
 from jaxsparse import cli, codec
+from jaxsparse.codec import container
+from jaxsparse.codec.segment import decode_segment
 from jaxsparse.contracts import Decoder, DecoderConfig
 from jaxsparse.decoders import DECODERS, name_of
+from jaxsparse.errors import JaxsparseError
 from jaxsparse.masks import count_observed, random_mask
 from jaxsparse.metrics import ScorePool
 from jaxsparse.nn.network import from_module
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
-from jaxsparse.pretrained import load_decoder, save_weights
+from jaxsparse.policies import POLICIES
+from jaxsparse.pretrained import WeightsError, load_decoder, save_weights
 from jaxsparse.reconstruct import (
     HostDecoderError,
     batched,
@@ -317,15 +321,53 @@ def test_a_file_that_decodes_by_interpolation(clips, tmp_path, mask):
     assert len(decoded) == len(original) and error < 0.5
 
 
+def test_interpolations_are_told_by_their_names(clips):
+    samples, rate = soundfile.read(clips / "0.wav", dtype="float32", always_2d=True)
+    data = codec.compress(samples, rate, decoder=load_decoder("nearest"))
+    with pytest.raises(JaxsparseError, match="needs the decoder nearest, not linear"):
+        codec.decompress(data, decoder=load_decoder("linear"))
+    decoded, _ = codec.decompress(data)
+    np.testing.assert_array_equal(
+        decoded, codec.decompress(data, decoder=load_decoder("nearest"))[0]
+    )
+
+
+def test_a_search_through_another_decoder_is_another_run(clips, tmp_path, capsys):
+    argv = ["--clip", str(clips / "0.wav"), "--out", str(tmp_path), "--sparsity", "0.9"]
+    argv += ["--methods", "random", "--workers", "1", "--decoder"]
+    assert eval_masks.main([*argv, "nearest"]) == 0
+    assert eval_masks.main([*argv, "linear"]) == 2
+    assert "another decoder (Nearest(), now Linear())" in capsys.readouterr().err
+
+
+def test_a_card_for_an_unknown_policy_is_refused_in_one_line(clips, tmp_path, capsys):
+    decoder, params = built(DECODERS["sparse-cnn"])
+    path = tmp_path / "a.safetensors"
+    save_weights(path, params, decoder.config, {}, masks=("sieve",), sparsity=(0.95, 0.8))
+    assert reconstruction.main(["--data", str(clips), "--decoders", str(path)]) == 2
+    assert "a network is for masks of 'sieve'" in capsys.readouterr().err
+    save_weights(path, params, decoder.config, {}, masks=("mixed",), sparsity=(0.95, 0.8))
+    settings = reconstruction.Settings(data=clips, decoders=(str(path),))
+    assert reconstruction.masks_of(settings, load_decoder(path)) == [("mixed", 0.95)]
+    for sparsity in ((1.5,), (1.0,), (0.1, 0.2, 0.3)):
+        save_weights(path, params, decoder.config, {}, sparsity=sparsity)
+        with pytest.raises(WeightsError, match="sparsity is not one or two numbers"):
+            load_decoder(path)
+
+
+def test_a_plain_policy_that_keeps_too_many_is_refused(clips, monkeypatch):
+    monkeypatch.setitem(POLICIES, "all", lambda key, levels, count: jnp.ones(levels.shape, bool))
+    samples, rate = soundfile.read(clips / "0.wav", dtype="float32", always_2d=True)
+    settings = codec.CodecSettings(mask="all", decoder="nearest")
+    with pytest.raises(JaxsparseError, match="doesn't keep exactly"):
+        codec.compress(samples, rate, settings)
+
+
 def test_counts_of_a_policy_that_is_a_plain_function(clips, tmp_path, monkeypatch):
     """All of its positions are stored."""
 
     def lowest(key, spectrogram, count):
         return (jnp.arange(spectrogram.size) < count).reshape(spectrogram.shape)
-
-    from jaxsparse.codec import container
-    from jaxsparse.codec.segment import decode_segment
-    from jaxsparse.policies import POLICIES
 
     monkeypatch.setitem(POLICIES, "lowest", lowest)
     samples, rate = soundfile.read(clips / "0.wav", dtype="float32", always_2d=True)

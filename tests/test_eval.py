@@ -526,7 +526,7 @@ def test_command_line(data, capsys):
         (("--batch", "0"), "batch must be at least 1"),
         (("--seeds", "1", "1"), "seeds needs at least one value, each of them once"),
         (("--split", "test"), "not a prepared data set"),
-        (("--decoders", "huge"), "no network is named 'huge'"),
+        (("--decoders", "huge"), "no decoder is named 'huge'; there are random-80"),
         (("--out", __file__), f"{__file__}: Not a directory"),
         (("--decoders", "mixed", "mixed"), "decoders needs at least one value, each of them once"),
         (("--decoders",), "decoders needs at least one value"),

@@ -61,7 +61,9 @@ def test_the_key_decides_on_what_is_drawn_alone(policy, spectrogram, key):
         assert bool(jnp.all(one & other | ~chosen)), "what is chosen by score is in both"
 
 
-@pytest.mark.parametrize(("share", "count"), [("0.7", 10**9), ("1/3", 10**9), ("0.999", 2**31 - 1)])
+@pytest.mark.parametrize(
+    ("share", "count"), [("0.7", 10**9), ("0.333", 10**9), ("0.999", 2**31 - 1), ("1", 7)]
+)
 def test_the_number_chosen_by_score_is_exact_in_32_bits(share, count):
     policy = ScoredPolicy(policies.level, Fraction(share), "any")
     expected = int(Fraction(share) * count)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxsparse.contracts import DecoderConfig
-from jaxsparse.decoders import DECODERS, name_of
+from jaxsparse.decoders import DECODERS, has_parameters, name_of
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.policies import POLICIES
 from jaxsparse.settings import SettingsError, check_least
@@ -166,4 +166,4 @@ def start_config(recipe: str, decoder: str | None = None) -> DecoderConfig:
 
 def trainable() -> list[str]:
     """Names the decoders that have parameters."""
-    return [name for name, kind in DECODERS.items() if not kind().build().on_host]
+    return [name for name, kind in DECODERS.items() if has_parameters(kind().build())]

@@ -8,7 +8,7 @@ is compiled for another length.
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -29,11 +29,11 @@ from jaxsparse.codec.segment import (
     encode_segment,
 )
 from jaxsparse.contracts import Decoder, Policy
-from jaxsparse.decoders import DECODERS
+from jaxsparse.decoders import DECODERS, name_of
 from jaxsparse.errors import AudioError, ContainerError, JaxsparseError
 from jaxsparse.plausible import bound_levels, match_drawn
 from jaxsparse.policies import POLICIES, ScoredPolicy, level
-from jaxsparse.pretrained import NAMES, Pretrained, choose_pretrained, load_decoder
+from jaxsparse.pretrained import NAMES, NO_WEIGHTS, Pretrained, choose_pretrained, load_decoder
 from jaxsparse.reconstruct import put_back, then, to_spectrum
 from jaxsparse.spectrogram import log_power, phase_mask
 from jaxsparse.stft import STFTConfig, overlap_add, stft, window_sum, windowed_frames
@@ -180,6 +180,9 @@ def compress(
     """
     _check_audio(samples, sample_rate)
     decoder = decoder or load_decoder(choose_decoder(settings)[0])
+    if decoder.card.sha256 == NO_WEIGHTS:
+        # Only its name tells it.
+        settings = replace(settings, decoder=name_of(decoder.decoder.config))
     sha256 = decoder.card.sha256
     n_samples, channels = samples.shape
     header = _make_header(settings, sha256, n_samples, channels, sample_rate)
@@ -224,6 +227,10 @@ def decompress(
         raise JaxsparseError(
             f"the file needs the network {header.network} with the weights "
             f"{header.network_sha256}, not {network.card.sha256}"
+        )
+    if header.network_sha256 == NO_WEIGHTS and name_of(network.decoder.config) != header.network:
+        raise JaxsparseError(
+            f"the file needs the decoder {header.network}, not {name_of(network.decoder.config)}"
         )
     samples = np.empty((header.n_samples, header.channels), np.float32)
     if progress is not None:
@@ -339,7 +346,10 @@ def _quantize(
         key = jax.random.key(header.seed % 2**32)
         for place in (channel, index):
             key = jax.random.fold_in(key, place)
-        chosen = np.asarray(policy(key, jnp.asarray(db), header.coded_count(index)))
+        count = header.coded_count(index)
+        chosen = np.asarray(policy(key, jnp.asarray(db), count))
+        if chosen.dtype != bool or np.count_nonzero(chosen) != count:
+            raise JaxsparseError(f"the policy's mask doesn't keep exactly {count} bins")
     mask = complete_mask(header, channel, index, chosen)
     levels = np.rint(db * (1000.0 / header.value_step_mdb)).astype(np.int64)
     turns = 2**header.phase_bits
