@@ -23,6 +23,9 @@ class ScoredPolicy:
 
     What is kept for its score carries what is heard; what is drawn tells the decoder where the
     floor is, and costs a file no positions.
+
+    Raises:
+        ValueError: If `share` is not from 0 to 1, in thousandths.
     """
 
     score: Callable[[Spectrogram], Spectrogram]
@@ -30,11 +33,7 @@ class ScoredPolicy:
     share: Fraction
     """Of the bins kept, those chosen by score; rounded down to whole bins."""
     chosen: str
-    """What the bins of highest score are, for people.
-
-    Raises:
-        ValueError: If `share` is not from 0 to 1, in thousandths.
-    """
+    """What the bins of highest score are, for people."""
 
     def __post_init__(self) -> None:
         # As a file stores it.

@@ -1,17 +1,50 @@
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsparse.decoders import DECODERS
+from jaxsparse.pretrained import load_decoder, save_weights
+
 README = Path(__file__).resolve().parent.parent / "README.md"
+MARK = "<!-- tests/test_readme.py runs this -->"
+
+
+def run_block(number):
+    """Runs one of the blocks that say so as it stands, and returns its names."""
+    text = README.read_text(encoding="utf-8")
+    blocks = re.findall(rf"^{MARK}\n```python\n(.*?)```", text, re.S | re.M)
+    assert len(blocks) == text.count(MARK) == 2
+    names = {"__name__": "readme"}
+    exec(blocks[number], names)
+    return names
+
+
+def test_a_decoder_of_ones_own(monkeypatch, tmp_path):
+    """It completes a spectrogram, also after its weights were saved by its name."""
+    monkeypatch.setitem(DECODERS, "stripes", None)
+    config = run_block(0)["StripesConfig"](5)
+    decoder = config.build()
+    params = decoder.init(jax.random.key(0))
+    save_weights(tmp_path / "own.safetensors", params, config, {})
+    loaded = load_decoder(tmp_path / "own.safetensors")
+    assert loaded.decoder is decoder and decoder.halo == 2
+    levels = jnp.arange(600.0).reshape(20, 30)
+    expected = decoder.apply(params, levels, levels % 3 == 0)
+    assert expected.shape == (20, 30) and jnp.ptp(expected) > 1
+    np.testing.assert_array_equal(
+        loaded.decoder.apply(loaded.params, levels, levels % 3 == 0), expected
+    )
+    with pytest.raises(ValueError, match="length"):
+        type(config)(0)
 
 
 def test_a_search_and_an_objective_of_ones_own():
-    """The block that says so runs as it stands, and finds what it looks for."""
-    text = README.read_text(encoding="utf-8")
-    marked = text.split("<!-- tests/test_readme.py runs this -->")
-    assert len(marked) == 2
-    (block,) = re.findall(r"^\n```python\n(.*?)```", marked[1], re.S)
-    names = {}
-    exec(block, names)
+    """It finds what it looks for."""
+    names = run_block(1)
     result = names["result"]
     mask = result.mask((16, 32))
     assert int(mask.sum()) == 80
