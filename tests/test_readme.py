@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ def run_block(number):
     text = README.read_text(encoding="utf-8")
     blocks = re.findall(rf"^{MARK}\n```python\n(.*?)```", text, re.S | re.M)
     assert len(blocks) == text.count(MARK) == 2
-    names = {"__name__": "readme"}
+    names: dict[str, Any] = {"__name__": "readme"}
     exec(blocks[number], names)
     return names
 
