@@ -4,11 +4,16 @@ import jax
 
 from jaxsparse.contracts import Decoder, DecoderConfig
 from jaxsparse.interpolate import CloughTocher, Linear, Nearest
+from jaxsparse.nn.pyramid import PyramidConfig
+from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 
 DECODERS: dict[str, type[DecoderConfig]] = {
     "sparse-cnn": SparseCNNConfig,
-    # These run on the host and have nothing to train.
+    "pyramid-unet": PyramidUNetConfig,
+    # Nothing to train.
+    "pyramid": PyramidConfig,
+    # Nothing to train, and they run on the host.
     "nearest": Nearest,
     "linear": Linear,
     "clough-tocher": CloughTocher,

@@ -47,10 +47,19 @@ class ScoredPolicy:
         check_count(count, spectrogram.size)
         if not self.share:
             return random_mask(key, spectrogram.shape, count)
-        n_chosen = self.n_chosen(count)
-        chosen = self.choose(spectrogram, n_chosen)
         if self.share == 1:
-            return chosen
+            return self.choose(spectrogram, count)
+        return self.draw(key, spectrogram, count, self.n_chosen(count))
+
+    def draw(
+        self,
+        key: PRNGKey,
+        spectrogram: Spectrogram,
+        count: int | Int[Array, ""],
+        n_chosen: int | Int[Array, ""],
+    ) -> HardMask:
+        """Makes a mask of which `n_chosen` bins, whatever the share, are chosen by score."""
+        chosen = self.choose(spectrogram, n_chosen)
         return chosen | random_mask(key, spectrogram.shape, count - n_chosen, within=~chosen)
 
     def n_chosen(self, count: int | Int[Array, ""]) -> int | Int[Array, ""]:

@@ -116,7 +116,7 @@ def test_initialised_from_a_trained_network(run, settings):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("masks", ["random", "mixed"])
+@pytest.mark.parametrize("masks", [("random",), ("mixed",)])
 def test_masks_are_fresh_and_of_the_range(settings, masks, key):
     settings = dataclasses.replace(
         settings, masks=masks, sparsity=(0.8, 0.95), crop=None, crops_per_clip=3
@@ -129,14 +129,14 @@ def test_masks_are_fresh_and_of_the_range(settings, masks, key):
     assert (counts >= count_observed(shape, 0.95)).all()
     assert (counts <= count_observed(shape, 0.8)).all()
     assert len(set(counts.tolist())) == 3
-    if masks == "mixed":
+    if masks == ("mixed",):
         for spectrogram, mask, count in zip(*examples, counts, strict=True):
             assert bool(jnp.all(mask | ~project_to_count(spectrogram, int(count) // 2)))
 
 
 def test_crops_are_parts_of_the_clip(settings, key):
     audio = jax.random.normal(key, (8_000,))
-    settings = dataclasses.replace(settings, masks="mixed", crops_per_clip=2)
+    settings = dataclasses.replace(settings, masks=("mixed",), crops_per_clip=2)
     examples = loop.make_examples(settings, key, audio)
     from jaxsparse.stft import stft
 

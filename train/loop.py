@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -20,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 from tqdm import tqdm
 
 from jaxsparse import manifest
 from jaxsparse.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from jaxsparse.contracts import Decoder, DecoderConfig, Params
+from jaxsparse.contracts import Decoder, DecoderConfig, Params, Policy
 from jaxsparse.data.clips import Clip, FileClip, PreparedClip, find_clips
 from jaxsparse.data.loader import Loader, make_loader
 from jaxsparse.decoders import name_of
@@ -34,7 +35,7 @@ from jaxsparse.files import atomic_write, portable_path
 from jaxsparse.masks import count_observed
 from jaxsparse.nn.network import n_parameters
 from jaxsparse.plots import draw_spectrogram
-from jaxsparse.policies import POLICIES, depends_on_content
+from jaxsparse.policies import POLICIES, ScoredPolicy, depends_on_content
 from jaxsparse.pretrained import load_weights, save_weights, saved_config
 from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
@@ -136,7 +137,7 @@ def train(
         state.params,
         settings.decoder,
         {**card, "parameters": n_parameters(state.params)},
-        masks=(settings.masks,),
+        masks=settings.masks,
         sparsity=settings.sparsity,
     )
     return path
@@ -243,8 +244,7 @@ def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTra
         state: TrainState, audio: Float[Array, "B N"]
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), audio.shape[0])
-        examples = jax.vmap(functools.partial(make_examples, settings))(keys, audio)
-        examples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), examples)
+        audio, examples = make_batch(settings, keys, audio)
         measured = jax.value_and_grad(loss_of, has_aux=True)(state.params, examples, audio)
         (loss, terms), gradient = measured
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
@@ -261,6 +261,36 @@ def _log_terms(settings: Settings) -> tuple[str, ...]:
     return names if len(names) > 1 else ()
 
 
+def make_batch(
+    settings: Settings, keys: Key[Array, " B"], audio: Float[Array, "B N"]
+) -> tuple[Float[Array, "B N"], Example]:
+    """Draws what a step is trained on.
+
+    Args:
+        settings: The run's settings.
+        keys: One for each clip.
+        audio: The clips.
+
+    Returns:
+        The clips with their gains, and `crops_per_clip` stacked examples of each.
+    """
+
+    # One after the other, so that of several policies only the one that is drawn is computed.
+    def make(clip: tuple[PRNGKey, Waveform]) -> tuple[Waveform, Example]:
+        key, audio = clip
+        gain_key, key = jax.random.split(key)
+        audio = audio * _draw_gain(settings, gain_key)
+        return audio, make_examples(settings, key, audio)
+
+    audio, examples = jax.lax.map(make, (keys, audio))
+    return audio, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), examples)
+
+
+def _draw_gain(settings: Settings, key: PRNGKey) -> Float[Array, ""]:
+    db = jax.random.uniform(key, (), minval=-settings.gain_db, maxval=settings.gain_db)
+    return 10 ** (db / 20)
+
+
 def make_examples(settings: Settings, key: PRNGKey, audio: Waveform) -> Example:
     """Cuts a clip's spectrogram and fresh masks into `crops_per_clip` stacked examples."""
     spectrogram = log_power(stft(audio, STFT))
@@ -271,20 +301,43 @@ def make_examples(settings: Settings, key: PRNGKey, audio: Waveform) -> Example:
         room = jnp.asarray(spectrogram.shape) - jnp.asarray(crop)
         start = jax.random.randint(place_key, (2,), 0, room + 1)
         cropped = jax.lax.dynamic_slice(spectrogram, start, crop)
-        if not depends_on_content(POLICIES[settings.masks]):
+        if not any(depends_on_content(POLICIES[name]) for name in settings.masks):
             return Example(cropped, _draw_mask(settings, mask_key, cropped))
         # What is chosen by content is chosen in the whole clip, so the mask is made there.
         mask = _draw_mask(settings, mask_key, spectrogram)
         return Example(cropped, jax.lax.dynamic_slice(mask, start, crop))
 
-    return jax.vmap(cut)(jax.random.split(key, settings.crops_per_clip))
+    return jax.lax.map(cut, jax.random.split(key, settings.crops_per_clip))
 
 
 def _draw_mask(settings: Settings, key: PRNGKey, spectrogram: Spectrogram) -> HardMask:
-    count_key, mask_key = jax.random.split(key)
-    counts = [count_observed(spectrogram.shape, s) for s in settings.sparsity]
-    count = jax.random.randint(count_key, (), min(counts), max(counts) + 1)
-    return POLICIES[settings.masks](mask_key, spectrogram, count)
+    count_key, share_key, policy_key, mask_key = jax.random.split(key, 4)
+    count = _draw_count(settings, count_key, spectrogram.shape)
+    share = jax.random.uniform(share_key, ())
+    if settings.share:
+        share = min(settings.share) + share * (max(settings.share) - min(settings.share))
+
+    def make(policy: Policy) -> Callable[[Array], HardMask]:
+        def mask(count: Array) -> HardMask:
+            if settings.share and isinstance(policy, ScoredPolicy) and 0 < policy.share < 1:
+                n_chosen = (share * count).astype(jnp.int32)
+                return policy.draw(mask_key, spectrogram, count, n_chosen)
+            return policy(mask_key, spectrogram, count)
+
+        return mask
+
+    makers = [make(POLICIES[name]) for name in settings.masks]
+    index = jax.random.randint(policy_key, (), 0, len(makers))
+    return jax.lax.switch(index, makers, count)
+
+
+def _draw_count(settings: Settings, key: PRNGKey, shape: tuple[int, ...]) -> Int[Array, ""]:
+    counts = [max(count_observed(shape, s), 1) for s in settings.sparsity]
+    low, high = min(counts), max(counts)
+    if low == high:
+        return jnp.asarray(low)
+    drawn = jax.random.uniform(key, (), minval=math.log(low), maxval=math.log(high + 1))
+    return jnp.clip(jnp.exp(drawn).astype(jnp.int32), low, high)
 
 
 def _schedule(settings: Settings) -> optax.Schedule:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from jaxsparse.contracts import DecoderConfig
 from jaxsparse.decoders import DECODERS, has_parameters, name_of
+from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.policies import POLICIES
 from jaxsparse.settings import SettingsError, check_least
@@ -13,6 +14,7 @@ from jaxsparse.stft import STFTConfig
 from train.losses import TERMS, hears, parse_loss
 
 STFT = STFTConfig()
+MOST_GAIN_DB = 60.0
 LEAST = {
     **{name: 1 for name in ("steps", "batch_size", "n_samples", "crops_per_clip")},
     **{name: 1 for name in ("log_every", "checkpoint_every")},
@@ -36,11 +38,18 @@ class Settings:
     split: str | None = None
     # What the data are and under which licence, for the trained network's card.
     data_note: str = ""
-    # Share of bins hidden: one value, or the two ends of a range to draw from.
+    # Share of bins hidden: one value, or the two ends of a range. From a range, the share of bins
+    # that are kept is drawn with a uniform logarithm: as many masks keep 2 to 4 % as 4 to 8 %.
     sparsity: tuple[float, ...] = (0.95,)
-    # Policy that chooses which bins are kept. random: drawn uniformly. mixed: half of them the
-    # loudest, half drawn from the others. contrast: half of them those that stand out most.
-    masks: str = "random"
+    # Policies that choose which bins are kept; of several, one is drawn for each example. random:
+    # drawn uniformly. mixed: half of them the loudest, half drawn from the others. contrast: half
+    # of them those that stand out most.
+    masks: tuple[str, ...] = ("random",)
+    # Ends of a range to draw the share of bins from that a policy chooses by their content, instead
+    # of its own share; policies that draw all bins or none keep theirs.
+    share: tuple[float, ...] = ()
+    # Each clip is made louder or quieter by up to so many dB.
+    gain_db: float = 0.0
     # What is minimised: terms joined by +, each with or without a weight, as in mse+0.5*mfcc.
     # mse (dB^2) is of the spectrogram; mel, mfcc, lsd (dB), stft, si-sdr (negated), stoi and estoi
     # (1 - value), surrogate and surrogate-nb (4.64 - value, of PESQ) are of its sound and need
@@ -86,10 +95,15 @@ class Settings:
     def __post_init__(self) -> None:
         if len(self.sparsity) not in (1, 2) or not all(0 < s < 1 for s in self.sparsity):
             raise SettingsError("sparsity takes one value or the ends of a range, between 0 and 1")
-        if self.masks not in POLICIES:
-            raise SettingsError(
-                f"no policy is named {self.masks!r}; there are {', '.join(POLICIES)}"
-            )
+        if not self.masks:
+            raise SettingsError("masks takes one policy at least")
+        for name in self.masks:
+            if name not in POLICIES:
+                raise SettingsError(f"no policy is named {name!r}; there are {', '.join(POLICIES)}")
+        if len(self.share) not in (0, 2) or not all(0 <= s <= 1 for s in self.share):
+            raise SettingsError("share takes the two ends of a range, between 0 and 1")
+        if not 0 <= self.gain_db <= MOST_GAIN_DB:
+            raise SettingsError(f"gain_db must be from 0 to {MOST_GAIN_DB:g}")
         check_least(self, LEAST)
         if not 0 <= self.seed < 2**32:
             raise SettingsError("seed must be from 0 to 2^32 - 1")
@@ -126,6 +140,20 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 4e-3,
         "schedule": "cosine",
         "decoder": SparseCNNConfig(kernel_gradient="native"),
+    },
+    # For two cores: one network for masks of all kinds, on crops of a second and a half.
+    "pyramid": {
+        "steps": 4_500,
+        "batch_size": 4,
+        "n_samples": 24_320,
+        "masks": ("random", "mixed", "contrast"),
+        "share": (0.1, 0.9),
+        "sparsity": (0.8, 0.98),
+        "gain_db": 8.0,
+        "learning_rate": 2e-3,
+        "schedule": "cosine",
+        "weight_decay": 1e-4,
+        "decoder": PyramidUNetConfig(),
     },
     # For two cores: a trained network goes on to what its sound is judged by, on whole spectrograms
     # of a second each.
