@@ -65,7 +65,10 @@ class Decoder:
     apply: Apply
     """Completes a spectrogram."""
     halo: int | None
-    """Bins and frames on each side that an output depends on; None: on all of them."""
+    """Frames on each side that an output depends on, at most; None: on all of them."""
+    alignment: int = 1
+    """Of cuts: of a spectrogram that starts at one of these multiples of frames, an output is what
+    it is of the whole."""
     on_host: bool = False
     """Whether it runs on the host: it has no gradient then, and can't be traced."""
 

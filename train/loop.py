@@ -186,8 +186,11 @@ def _run_steps(
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW with the settings' schedule."""
-    return optax.adamw(_schedule(settings), weight_decay=settings.weight_decay)
+    """AdamW with the settings' schedule, of gradients that are clipped where these say so."""
+    adamw = optax.adamw(_schedule(settings), b2=settings.beta2, weight_decay=settings.weight_decay)
+    if not settings.clip_norm:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)
 
 
 def init_state(

@@ -19,6 +19,7 @@ LEAST = {
     **{name: 1 for name in ("steps", "batch_size", "n_samples", "crops_per_clip")},
     **{name: 1 for name in ("log_every", "checkpoint_every")},
     **{name: 0 for name in ("workers", "picture_every", "learning_rate", "weight_decay")},
+    "clip_norm": 0,
 }
 
 
@@ -71,6 +72,10 @@ class Settings:
     schedule: Literal["constant", "cosine"] = "constant"
     # AdamW's decoupled weight decay.
     weight_decay: float = 5e-4
+    # Decay of AdamW's average of squared gradients.
+    beta2: float = 0.999
+    # Largest norm of a step's gradient; larger ones are scaled down. 0 leaves them as they are.
+    clip_norm: float = 0.0
     # Architecture of the decoder that --decoder names.
     decoder: DecoderConfig = field(default_factory=SparseCNNConfig)
     # A trained network (.safetensors) to start from instead of random parameters.
@@ -104,6 +109,8 @@ class Settings:
             raise SettingsError("share takes the two ends of a range, between 0 and 1")
         if not 0 <= self.gain_db <= MOST_GAIN_DB:
             raise SettingsError(f"gain_db must be from 0 to {MOST_GAIN_DB:g}")
+        if not 0 < self.beta2 < 1:
+            raise SettingsError("beta2 must be between 0 and 1")
         check_least(self, LEAST)
         if not 0 <= self.seed < 2**32:
             raise SettingsError("seed must be from 0 to 2^32 - 1")
@@ -153,6 +160,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "schedule": "cosine",
         "weight_decay": 1e-4,
+        "beta2": 0.98,
+        "clip_norm": 10.0,
         "decoder": PyramidUNetConfig(),
     },
     # For two cores: a trained network goes on to what its sound is judged by, on whole spectrograms

@@ -28,15 +28,8 @@ def conv(
         kernel: Square, of odd size.
         kernel_gradient: ``"auto"`` takes our own kernel gradient on the CPU, where XLA's is slow;
             it rules out forward mode and second derivatives. ``"native"`` is the plain convolution.
-
-    Raises:
-        ValueError: If the setting is unknown.
     """
-    if kernel_gradient == "native":
-        return _conv(x, kernel)
-    if kernel_gradient != "auto":
-        raise ValueError(f"unknown kernel gradient {kernel_gradient!r}")
-    return _conv_patches_gradient(x, kernel)
+    return _conv(x, kernel) if kernel_gradient == "native" else _conv_patches_gradient(x, kernel)
 
 
 def _conv(x: Image, kernel: Kernel) -> Float[Array, "H W D"]:

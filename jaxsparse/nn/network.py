@@ -14,7 +14,10 @@ from jaxsparse.types import HardMask, Mask, PRNGKey, Spectrogram
 
 
 def from_module(
-    make: Callable[[nnx.Rngs], nnx.Module], config: DecoderConfig, halo: int | None
+    make: Callable[[nnx.Rngs], nnx.Module],
+    config: DecoderConfig,
+    halo: int | None,
+    alignment: int = 1,
 ) -> Decoder:
     """Splits a module into pure functions.
 
@@ -24,6 +27,7 @@ def from_module(
         make: Builds the module, which is called as ``module(spectrogram, mask, valid)``.
         config: Settings that `make` builds it of.
         halo: See `Decoder.halo`.
+        alignment: See `Decoder.alignment`.
     """
     graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
@@ -35,7 +39,7 @@ def from_module(
     ) -> Spectrogram:
         return nnx.merge(graph, nnx.State(params))(spectrogram, mask, valid)
 
-    return Decoder(config, init, apply, halo)
+    return Decoder(config, init, apply, halo, alignment)
 
 
 def n_parameters(params: Params) -> int:

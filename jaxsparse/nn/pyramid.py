@@ -29,7 +29,7 @@ class PyramidConfig:
         ValueError: If a setting is out of range.
     """
 
-    levels: int = 10
+    levels: int = 11
     """Levels above the bins; each has half as many bins as the one below."""
     time_levels: int = 4
     """How many of them, from below, have half as many frames too."""
@@ -46,21 +46,26 @@ class PyramidConfig:
 
     @property
     def halo(self) -> int:
-        """Bins and frames on each side that an output depends on, at most.
+        """Frames on each side that an output depends on, at most.
 
-        On the way back down, a bin sees its own cell of each level and the nearest one beside it.
+        On the way back down, a bin sees its own cell of each level and the next one beside it.
         """
-        return 2 ** (self.levels + 1) if self.levels > self.time_levels else self.frames
-
-    @property
-    def frames(self) -> int:
-        """Frames on each side that an output depends on, at most."""
         return 2 ** (self.time_levels + 1)
 
     @property
     def alignment(self) -> int:
-        """Frames by whose multiples a shift of the input shifts the output, and no more."""
+        """Frames of the largest cell, at whose multiples a spectrogram can be cut."""
         return 2**self.time_levels
+
+    def multiply_adds(self, n_bins: int, n_frames: int) -> int:
+        """Counts the multiplications of numbers that are added up then, for one spectrogram."""
+        total, height, width = 0, n_bins, n_frames
+        for i in range(self.levels):
+            # Up and down, levels and weights: a sum per bin, and 2 x 2 of an interpolation.
+            total += 2 * (1 + 4) * height * width
+            height = -(-height // 2)
+            width = -(-width // 2) if i < self.time_levels else width
+        return total
 
     def build(self) -> Decoder:
         """Builds the pure functions of the fill; the same ones for the same settings."""
@@ -77,7 +82,7 @@ def _build(config: PyramidConfig) -> Decoder:
     ) -> Spectrogram:
         return fill(spectrogram, mask, valid, config)
 
-    return Decoder(config, init, apply, config.halo)
+    return Decoder(config, init, apply, config.halo, config.alignment)
 
 
 def fill(
@@ -113,11 +118,12 @@ def fill(
         # A cell that holds more than one bin knows its average, and no more than that.
         level, weight = level / jnp.maximum(weight, 1), jnp.minimum(weight, 1)
         exists = jnp.minimum(_sum_cells(exists, stride), 1)
-    filled = level
+    filled, around = level, jnp.zeros_like(level)
     for stride, (level, weight, own) in zip(strides[::-1], finer[::-1], strict=True):
-        filled = level + (1 - weight) * _interpolate(filled, exists, stride, level.shape)
-        exists = own
-    return filled + config.prior
+        around = _interpolate(filled, exists, stride, level.shape)
+        filled, exists = level + (1 - weight) * around, own
+    # Of the levels as they were given, so that kept bins are not rounded.
+    return observed(spectrogram, mask, weight) + (1 - weight) * (around + config.prior)
 
 
 def observed(values: Plane, mask: Mask, weight: Plane) -> Plane:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -76,6 +77,43 @@ class PyramidUNetConfig:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be a number from {low:g} to {high:g}")
 
+    @property
+    def halo(self) -> int:
+        """Frames on each side that an output depends on, at most."""
+        # Each level has two blocks of two convolutions, the finest one two more; what a cell of
+        # the coarsest level sees depends on where in it a frame lies.
+        cells = 2 + sum(4 * 2**level for level in range(len(self.features)))
+        return self.cell[1] * cells + self._coarsest + _MAX_SIZE // 2 + self._fill.halo
+
+    @property
+    def alignment(self) -> int:
+        """Frames at whose multiples a spectrogram can be cut."""
+        return math.lcm(self._coarsest, self._fill.alignment)
+
+    @property
+    def _coarsest(self) -> int:
+        """Frames of a cell of the coarsest level."""
+        return self.cell[1] * 2 ** (len(self.features) - 1)
+
+    @property
+    def _fill(self) -> PyramidConfig:
+        # In the units of the layers, where the prior is zero.
+        return PyramidConfig(prior=0.0) if self.start_from_fill else PyramidConfig(0, 0, 0.0)
+
+    def multiply_adds(self, n_bins: int, n_frames: int) -> int:
+        """Counts the multiplications of numbers that are added up then, for one spectrogram."""
+        step = 2 ** (len(self.features) - 1)
+        cells = math.prod(
+            step * -(-size // (step * own))
+            for size, own in zip((n_bins, n_frames), self.cell, strict=True)
+        )
+        n_fine = math.prod(self.cell)
+        per_cell = 9 * (_N_PLANES * n_fine + _N_WAVES + n_fine) * self.features[0]
+        per_cell += sum(36 * n * n / 4**level for level, n in enumerate(self.features))
+        pairs = enumerate(pairwise(self.features))
+        per_cell += sum(8 * a * b / 4 ** (level + 1) for level, (a, b) in pairs)
+        return round(cells * per_cell) + self._fill.multiply_adds(n_bins, n_frames)
+
     def build(self) -> Decoder:
         """Builds the network's pure functions; the same ones for the same settings."""
         return _build(self)
@@ -83,7 +121,9 @@ class PyramidUNetConfig:
 
 @functools.lru_cache
 def _build(config: PyramidUNetConfig) -> Decoder:
-    return from_module(lambda rngs: PyramidUNet(config, rngs=rngs), config, None)
+    return from_module(
+        lambda rngs: PyramidUNet(config, rngs=rngs), config, config.halo, config.alignment
+    )
 
 
 class Conv(nnx.Module):
@@ -169,15 +209,12 @@ class PyramidUNet(nnx.Module):
         stride = (config.cell[0] * step, config.cell[1] * step)
         exists = pad_to_multiple(jnp.ones(shape, bool) if valid is None else valid, stride)
         spectrogram, mask = pad_to_multiple(spectrogram, stride), pad_to_multiple(mask, stride)
-        weight = mask.astype(spectrogram.dtype) * exists
+        weight = mask.astype(spectrogram.dtype) * exists.astype(spectrogram.dtype)
         known = observed(spectrogram - config.prior, mask, weight) / config.input_scale
-        start = jnp.zeros_like(known)
-        if config.start_from_fill:
-            start = fill(known, weight, exists, PyramidConfig(prior=0.0))
+        start = fill(known, weight, exists, config._fill)
         correction = self.correct(self.inputs(start, known, weight, exists), exists)
-        completed = start + self._bound(correction)
-        completed = known + (1 - weight) * completed
-        completed = completed * config.input_scale + config.prior
+        completed = (start + self._bound(correction)) * config.input_scale + config.prior
+        completed = observed(spectrogram, mask, weight) + (1 - weight) * completed
         return completed[: shape[0], : shape[1]]
 
     def inputs(self, start: Plane, known: Plane, weight: Plane, exists: HardMask) -> Image:
@@ -245,6 +282,6 @@ def _any(exists: HardMask, cell: tuple[int, int]) -> Bool[Array, "P Q"]:
 
 def _waves(shape: tuple[int, ...], bins: int) -> Image:
     """How high each cell lies, as cosines over frequency."""
-    place = (jnp.arange(shape[0]) + 0.5) * bins / _WAVE_BINS
-    waves = jnp.cos(math.pi * jnp.outer(place, jnp.arange(1, _N_WAVES + 1)))
+    place = (np.arange(shape[0]) + 0.5) * bins / _WAVE_BINS
+    waves = jnp.asarray(np.cos(math.pi * np.outer(place, np.arange(1, _N_WAVES + 1))), jnp.float32)
     return jnp.broadcast_to(waves[:, None], (*shape[:2], _N_WAVES))

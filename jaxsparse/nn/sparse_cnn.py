@@ -65,7 +65,7 @@ class SparseCNNConfig:
 
     @property
     def halo(self) -> int:
-        """Bins and frames on each side that an output depends on."""
+        """Frames, and bins, on each side that an output depends on."""
         return sum(size // 2 for size in self.kernel_sizes)
 
     def build(self) -> Decoder:
