@@ -368,15 +368,16 @@ def _choose(
 
 
 class _Window(NamedTuple):
-    """A segment as the decoder's network sees it, with `halo` frames (W in all) around it.
+    """A segment (T frames) as its decoder sees it, with the frames around it (W in all).
 
     Attributes:
         spectrogram: Kept values in dB, 0 elsewhere.
         mask: Kept bins.
         valid: Frames that are the clip's.
-        loud: Kept bins that no other one is louder than, without the halo.
-        drawn: Kept bins that the seed drew, without the halo.
-        phase: Radians, without the halo.
+        loud: Of the segment, kept bins that no other one is louder than.
+        drawn: Of the segment, kept bins that the seed drew.
+        phase: Radians.
+        start: First frame of the segment in the window.
     """
 
     spectrogram: Float32[np.ndarray, "F W"]
@@ -385,16 +386,17 @@ class _Window(NamedTuple):
     loud: Bool[np.ndarray, "F T"]
     drawn: Bool[np.ndarray, "F T"]
     phase: Float32[np.ndarray, "F T"]
+    start: int
 
 
 def _windows(
     header: Header, channel: int, parts: Sequence[Parts], network: Pretrained
 ) -> Iterator[_Window]:
     """Yields the segments of a channel; holds no more of them than a window reaches into."""
-    halo, size = _context(network.decoder), _segment_frames(header)
+    size = _segment_frames(header)
     decoded: dict[int, Segment] = {}
     for index in range(header.n_segments):
-        first, end = index * size - halo, (index + 1) * size + halo
+        first, end = _window_frames(network.decoder, header, index)
         needed = range(max(first // size, 0), min(-(-end // size), header.n_segments))
         decoded = {
             i: decoded.get(i) or decode_segment(header, channel, i, parts[i]) for i in needed
@@ -422,7 +424,21 @@ def _windows(
             loud,
             drawn,
             phase,
+            index * size - first,
         )
+
+
+def _window_frames(decoder: Decoder, header: Header, index: int) -> tuple[int, int]:
+    """Returns the first frame that a segment's decoder is shown, and that behind the last one.
+
+    All windows of a clip are of one size, which is compiled, and start at the decoder's alignment.
+    """
+    size = _segment_frames(header)
+    if header.n_segments == 1:
+        return 0, size
+    halo = _CONTEXT if decoder.halo is None else decoder.halo
+    first = (index * size - halo) // decoder.alignment * decoder.alignment
+    return first, first + size + 2 * halo + decoder.alignment - 1
 
 
 def _synthesise(
@@ -480,7 +496,6 @@ def _completion(
 
     With `match`, what is filled in has the levels of the bins that were drawn at random.
     """
-    halo = _context(decoder)
 
     def finish(
         completed: Float[Array, "F W"],
@@ -490,11 +505,12 @@ def _completion(
         loud: Bool[Array, "F T"],
         drawn: Bool[Array, "F T"],
         phase: Float[Array, "F T"],
+        start: Int[Array, ""],
     ) -> Float[Array, " N"]:
         loudest = jnp.max(spectrogram, where=mask, initial=-jnp.inf)
-        inner = slice(halo, halo + phase.shape[1])
         completed, kept, mask, valid = (
-            array[:, inner] for array in (completed, spectrogram, mask, valid)
+            jax.lax.dynamic_slice_in_dim(array, start, phase.shape[1], 1)
+            for array in (completed, spectrogram, mask, valid)
         )
         completed = bound_levels(completed, kept, loud, loudest)
         if match:
@@ -507,7 +523,3 @@ def _completion(
 
     return then(decoder, finish)
 
-
-def _context(decoder: Decoder) -> int:
-    """Frames on each side of a segment that its decoder is shown."""
-    return _CONTEXT if decoder.halo is None else decoder.halo
