@@ -293,7 +293,9 @@ def _check_tensors(tensors: dict[str, dict[str, Any]], expected: Params) -> Para
         arrays[name] = np.frombuffer(tensors[name]["data"], _DTYPES[dtype]).reshape(shape)
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds values that are NaN or infinite")
-    return traverse_util.unflatten_dict({path: jnp.asarray(arrays[_name(path)]) for path in flat})
+    # As the decoder makes them, whatever they were stored as.
+    params = {path: jnp.asarray(arrays[_name(path)], flat[path].dtype) for path in flat}
+    return traverse_util.unflatten_dict(params)
 
 
 def _some(names: Iterable[str]) -> str:

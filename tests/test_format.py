@@ -1,16 +1,24 @@
 """The description of the format: its tables and numbers are those of the code."""
 
+import json
 import re
 import struct
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 
 from jaxsparse.codec import container
 from jaxsparse.codec.header import FIELDS, VERSIONS, Choice, Flag, Integer, Thousandths
 from jaxsparse.codec.segment import decode_segment
-from tests import plain_decoder
+from jaxsparse.nn.pyramid import PyramidConfig
+from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
+from jaxsparse.pretrained import save_weights
+from tests import plain_decoder, plain_networks
 from tests.jsac_files import PREFIX, offsets
 from tests.same_numbers import COMPRESSED, FOLDER
 
@@ -144,3 +152,42 @@ def test_a_decoder_of_this_text_alone_decodes_the_same(path):
         assert stored == places(segment.phase_mask) == set(phases) and mask == set(levels)
         assert all(segment.levels[place] == level for place, level in levels.items())
         assert all(segment.phases[place] == phase for place, phase in phases.items())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PyramidConfig(),
+        PyramidUNetConfig((3, 4, 2)),
+        PyramidUNetConfig((5,), (3, 4), start_from_fill=False, prior=-10.0),
+    ],
+)
+def test_pyramids_are_as_described(config, tmp_path):
+    """From the file of weights, for a window that reaches beyond the channel."""
+    rng = np.random.default_rng(0)
+    db = rng.normal(-30, 15, (45, 40)).astype(np.float32)
+    kept, exists = rng.random(db.shape) < 0.1, np.zeros(db.shape, bool)
+    exists[:, 5:33] = True
+    decoder = config.build()
+    leaves, tree = jax.tree.flatten(decoder.init(jax.random.key(0)))
+    leaves = [jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32) for leaf in leaves]
+    params = jax.tree.unflatten(tree, leaves)
+    planes = (jnp.asarray(plane) for plane in (db, kept, exists))
+    found = np.asarray(jax.jit(decoder.apply)(params, *planes))
+    if isinstance(config, PyramidConfig):
+        expected = plain_networks.pyramid(db.astype(float), kept, exists)
+    else:
+        path = tmp_path / "a.safetensors"
+        save_weights(path, params, config, {})
+        with safetensors.safe_open(path, "np") as file:
+            settings = json.loads(file.metadata()["config"])
+        tensors = safetensors.numpy.load_file(path)
+        expected = plain_networks.pyramid_unet(db.astype(float), kept, exists, settings, tensors)
+    np.testing.assert_allclose(found[exists], expected[exists], atol=2e-3)
+
+
+def test_halos_are_as_described():
+    assert "halo is 32, its alignment 16" in TEXT
+    assert (PyramidConfig().halo, PyramidConfig().alignment) == (32, 16)
+    assert "these are\n103 and 16" in TEXT
+    assert (PyramidUNetConfig().halo, PyramidUNetConfig().alignment) == (103, 16)

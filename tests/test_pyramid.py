@@ -130,9 +130,7 @@ def test_gradients_of_the_fill(key):
     x, mask = levels((9, 7)), jax.random.uniform(key, (9, 7), minval=0.1, maxval=0.6)
     with jax.enable_x64(True):
         x, mask = (jnp.asarray(np.asarray(a), jnp.float64) for a in (x, mask))
-        check_grads(
-            lambda x, mask: fill(jnp.asarray(x), jnp.asarray(mask)), (x, mask), 1, eps=1e-6
-        )
+        check_grads(lambda x, mask: fill(jnp.asarray(x), jnp.asarray(mask)), (x, mask), 1, eps=1e-6)
 
 
 def test_gradients_of_the_network_are_finite_for_soft_and_nearly_empty_masks(key):
@@ -164,7 +162,9 @@ def trained(decoder, scale=1.0):
     params = decoder.init(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(5), len(leaves))
-    moved = [p + 0.1 * scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    moved = [
+        p + 0.1 * scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)
+    ]
     return jax.tree.unflatten(tree, moved)
 
 

@@ -53,6 +53,8 @@ NOT_IDENTITY = (
     "log_every",
     "checkpoint_every",
     "picture_every",
+    "snapshot_every",
+    "save_dtype",
     "tensorboard",
 )
 _log = logging.getLogger(__name__)
@@ -128,19 +130,29 @@ def train(
                 data = {"loader": batches.get_state(), "log": log.state()}
                 checkpoints.save(log.step, tuple(state), data, identity)
 
+            def keep(state: TrainState, path: Path) -> None:
+                card = _card(settings, recipe, log.history, loader)
+                _save_network(settings, path, state.params, card)
+
             draw = functools.partial(_draw, settings, decoder)
-            state = _run_steps(settings, state, step, batches, log, save=save, draw=draw, stop=stop)
-    path = settings.workdir / "network.safetensors"
-    card = _card(settings, recipe, log.history, clips=len(loader.clips), skipped=loader.skipped)
+            state = _run_steps(
+                settings, state, step, batches, log, save=save, keep=keep, draw=draw, stop=stop
+            )
+            path = settings.workdir / "network.safetensors"
+            keep(state, path)
+    return path
+
+
+def _save_network(settings: Settings, path: Path, params: Params, card: dict[str, Any]) -> None:
+    saved = jax.tree.map(lambda p: p.astype(settings.save_dtype), params)
     save_weights(
         path,
-        state.params,
+        saved,
         settings.decoder,
-        {**card, "parameters": n_parameters(state.params)},
+        {**card, "parameters": n_parameters(params)},
         masks=settings.masks,
         sparsity=settings.sparsity,
     )
-    return path
 
 
 def _run_steps(
@@ -151,6 +163,7 @@ def _run_steps(
     log: "Log",
     *,
     save: Callable[[TrainState], None],
+    keep: Callable[[TrainState, Path], None],
     draw: Callable[[Params, np.ndarray, int], None],
     stop: Callable[[], bool],
 ) -> TrainState:
@@ -177,6 +190,11 @@ def _run_steps(
                 log.flush()
                 save(state)
                 saved = log.step
+            if settings.snapshot_every and log.step % settings.snapshot_every == 0:
+                log.flush()
+                folder = settings.workdir / "snapshots"
+                folder.mkdir(exist_ok=True)
+                keep(state, folder / f"{log.step:06d}.safetensors")
             if settings.picture_every and log.step % settings.picture_every == 0:
                 draw(state.params, audio, log.step)
     except FloatingPointError as error:
@@ -562,12 +580,7 @@ def _identity(settings: Settings) -> dict[str, Any]:
 
 
 def _card(
-    settings: Settings,
-    recipe: str,
-    history: list[dict[str, Any]],
-    *,
-    clips: int,
-    skipped: dict[str, str],
+    settings: Settings, recipe: str, history: list[dict[str, Any]], loader: Loader
 ) -> dict[str, Any]:
     """What a user of the network should know about its making."""
     tail = history[-max(1, 500 // settings.log_every) :]
@@ -578,7 +591,8 @@ def _card(
     terms = parse_loss(settings.loss)
     db2 = final["loss"] if terms == ((1.0, "mse"),) else final.get("mse")
     return {
-        "data": f"{clips} clips of {portable_path(settings.data)}; {len(skipped)} skipped",
+        "data": f"{len(loader.clips)} clips of {portable_path(settings.data)}; "
+        f"{len(loader.skipped)} skipped",
         "data_note": settings.data_note,
         "command": _command(settings, recipe),
         "recipe": recipe,

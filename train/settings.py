@@ -18,7 +18,10 @@ MOST_GAIN_DB = 60.0
 LEAST = {
     **{name: 1 for name in ("steps", "batch_size", "n_samples", "crops_per_clip")},
     **{name: 1 for name in ("log_every", "checkpoint_every")},
-    **{name: 0 for name in ("workers", "picture_every", "learning_rate", "weight_decay")},
+    **{
+        name: 0
+        for name in ("workers", "picture_every", "snapshot_every", "learning_rate", "weight_decay")
+    },
     "clip_norm": 0,
 }
 
@@ -92,8 +95,13 @@ class Settings:
     log_every: int = 20
     # Steps between checkpoints.
     checkpoint_every: int = 250
+    # Steps between networks that are kept in workdir/snapshots, to see how they come along; 0 keeps
+    # none but the last.
+    snapshot_every: int = 0
     # Steps between pictures of input, mask, output and target; 0 draws none.
     picture_every: int = 1000
+    # Type of the numbers in the trained network's file; bfloat16 takes half the space.
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
     # Writes TensorBoard events too (needs the extra `tensorboard`).
     tensorboard: bool = False
 
@@ -162,6 +170,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "beta2": 0.98,
         "clip_norm": 10.0,
+        "save_dtype": "bfloat16",
         "decoder": PyramidUNetConfig(),
     },
     # For two cores: a trained network goes on to what its sound is judged by, on whole spectrograms
