@@ -114,6 +114,7 @@ def test_segments_agree_with_the_whole_at_once(keep_observed):
     spectrogram = jnp.asarray(levels * 0.5, jnp.float32)
     network = untrained()
     halo = network.decoder.halo
+    assert halo is not None
     with jax.default_matmul_precision("highest"):
         completed = jax.jit(network.decoder.apply)(network.params, spectrogram, jnp.asarray(mask))
     # What is not among the loudest bins of its segment is not louder than these, and nothing is
@@ -262,6 +263,7 @@ def test_synthesis_holds_the_segments_that_its_window_sees(monkeypatch):
     parts = [[b""] * 4] * n_segments
     windows = stream._windows(header, 0, parts, network)
     halo = network.decoder.halo
+    assert halo is not None
     for index, window in enumerate(windows):
         frames = np.arange(index * 302 - halo, (index + 1) * 302 + halo)
         expected = np.where(window.valid[0], frames // 302, 0)
