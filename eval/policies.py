@@ -12,14 +12,14 @@ that a table of results is to be made with are found so on clips of the valid sp
 
 import itertools
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from eval import report
 from eval.command import parse_settings, run_command
-from eval.reconstruction import CONFIG, fill, make_synthesis, mask_key
+from eval.reconstruction import CONFIG, Fill, fill, make_synthesis, mask_key
 from eval.report import TITLES, Phases
 from eval.rows import Row
 from jaxsparse import pretrained
@@ -37,7 +37,7 @@ from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES
 from jaxsparse.errors import AudioError
 from jaxsparse.masks import count_observed
-from jaxsparse.metrics import Metric, Score, ScorePool
+from jaxsparse.metrics import Metric, ScorePool
 from jaxsparse.policies import POLICIES, Contrast, ScoredPolicy
 from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.spectrogram import log_power
@@ -82,13 +82,6 @@ class Settings:
     """Print the JSON summary instead of the table."""
 
 
-class Pending(NamedTuple):
-    """A row whose scores are being computed."""
-
-    row: Row
-    scores: dict[Metric, Future[Score]]
-
-
 def run(settings: Settings) -> dict[str, Any]:
     """Compares the policies and returns the summary.
 
@@ -101,15 +94,18 @@ def run(settings: Settings) -> dict[str, Any]:
     check_least(settings, dict.fromkeys(("clips", "workers"), 1))
     # What `pesq` takes at least.
     check_least(settings, {"n_samples": SAMPLE_RATE // 4})
-    if not settings.sparsity or not all(0 < sparsity < 1 for sparsity in settings.sparsity):
-        raise SettingsError("sparsity needs numbers between 0 and 1")
+    sparsities = settings.sparsity
+    if not all(0 < s < 1 for s in sparsities) or not 0 < len(sparsities) == len(set(sparsities)):
+        raise SettingsError("sparsity needs numbers between 0 and 1, each of them once")
+    for name in ("share", "damping"):
+        if not all(map(math.isfinite, getattr(settings, name))):
+            raise SettingsError(f"{name} must be a number")
     policies = candidates(settings)
-    complete = fill(pretrained.load_decoder(settings.decoder))
     clips = find_clips(settings.data, settings.split)[: settings.clips]
     groups: dict[tuple[str, float], list[Row]] = {}
     total = len(clips) * len(policies) * len(settings.sparsity)
     with ScorePool(settings.workers) as pool, tqdm(total=total, unit="mask", disable=None) as bar:
-        for row in evaluate(settings, policies, complete, clips, pool):
+        for row in evaluate(settings, policies, clips, pool):
             groups.setdefault((row["policy"], row["sparsity"]), []).append(row)
             bar.update()
     return {
@@ -160,15 +156,12 @@ def _grid(settings: Settings, name: str, policy: Policy) -> Iterator[tuple[str, 
 
 
 def evaluate(
-    settings: Settings,
-    policies: dict[str, Policy],
-    complete: Callable[[jax.Array, jax.Array], jax.Array],
-    clips: Sequence[Clip],
-    pool: ScorePool,
+    settings: Settings, policies: dict[str, Policy], clips: Sequence[Clip], pool: ScorePool
 ) -> Iterator[Row]:
-    """Rows of all clips, policies and sparsities; a clip is scored while the next one is made."""
+    """Rows of all clips, sparsities and policies; a clip is scored while the next one is made."""
+    complete = fill(pretrained.load_decoder(settings.decoder))
     make = {label: jax.jit(policy) for label, policy in policies.items()}
-    waiting: list[Pending] = []
+    waiting: list[Row] = []
     for clip in clips:
         made = list(_process(settings, make, complete, clip, pool))
         yield from map(_finished, waiting)
@@ -177,12 +170,9 @@ def evaluate(
 
 
 def _process(
-    settings: Settings,
-    make: dict[str, Callable[..., jax.Array]],
-    complete: Callable[[jax.Array, jax.Array], jax.Array],
-    clip: Clip,
-    pool: ScorePool,
-) -> Iterator[Pending]:
+    settings: Settings, make: dict[str, Any], complete: Fill, clip: Clip, pool: ScorePool
+) -> Iterator[Row]:
+    """A clip's rows, with futures in the place of scores."""
     try:
         signal = clip.read(settings.n_samples)
     except AudioError as error:
@@ -200,36 +190,32 @@ def _process(
         masks = jax.block_until_ready(policy(*given))[None]
         row = {"policy": label, "sparsity": sparsity, "seconds": time.perf_counter() - start}
         errors, _, sounds = synthesize(spectra, dense, masks, complete(dense, masks), keys, True)
-        pair = {"reference": signal, "estimate": np.asarray(sounds[phases][0])}
-        scores: dict[Metric, Future[Score]] = {
-            m: pool.submit(m, **pair, sample_rate=SAMPLE_RATE) for m in SCORES
+        sound = np.asarray(sounds[phases][0])
+        scores = {
+            metric: pool.submit(metric, reference=signal, estimate=sound, sample_rate=SAMPLE_RATE)
+            for metric in SCORES
         }
-        yield Pending(row | {"mse": float(errors[0])}, scores)
+        yield row | {"mse": float(errors[0])} | scores
 
 
-def _finished(pending: Pending) -> Row:
-    return pending.row | {metric: score.result().value for metric, score in pending.scores.items()}
+def _finished(row: Row) -> Row:
+    return row | {metric: row[metric].result().value for metric in SCORES}
 
 
 def table(summary: dict[str, Any]) -> str:
     """The summary as Markdown."""
     header = ["policy", "sparsity", *(TITLES.get(m, "seconds a mask") for m in METRICS)]
-    digits = {"mse": 2}
     lines = [
-        [
-            g["policy"],
-            f"{g['sparsity']:.4g}",
-            *(report.cell(g[m], digits.get(m, 3)) for m in METRICS),
-        ]
-        for g in summary["groups"]
+        [group["policy"], f"{group['sparsity']:g}"]
+        + [report.cell(group[metric], report.DIGITS.get(metric, 3)) for metric in METRICS]
+        for group in summary["groups"]
     ]
-    text = report.grid(header, lines)
     within = summary["phase_threshold"]
-    phases = f"phases within {within} dB" if within else "all phases"
-    text += (
-        f"\n{summary['clips']} clips, decoder {summary['decoder']}, {phases}, kept bins put back; "
+    return report.grid(header, lines) + (
+        f"\nClips: {summary['clips']}; decoder: {summary['decoder']}; phases: "
+        f"{f'within {within} dB' if within else 'all'}; kept bins put back; mean ± standard error "
+        "over clips.\n"
     )
-    return text + "mean ± standard error over clips.\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -418,9 +418,9 @@ def _parser() -> argparse.ArgumentParser:
         help="which bins are stored: the loudest ones and as many at random (mixed, the default); "
         "all at random, of which a seed is all that the file needs (random); the loudest ones "
         "alone (loudest); those that stand out of their frame, half of the bins (contrast) or "
-        "70 %% (contrast-70), and the others at random; those heard best beside all others "
-        "(masking); all at random, but evenly spread (blue-noise); or those that filling in misses "
-        "most, in rounds (densification)",
+        "70 %% (contrast-70), and the others at random; those heard best beside all others, alone "
+        "(masking) or half of the bins (masking-50); all at random, but evenly spread "
+        "(blue-noise); or those that filling in misses most, in rounds (densification)",
     )
     compress.add_argument(
         "--phases",

@@ -42,14 +42,13 @@ def spreading(n_bins: int) -> Float[np.ndarray, "F F"]:
     """The excitation of each bin by each other one, as a share of the power, float32.
 
     Schroeder, Atal and Hall (1979), eq. 2: in dB, over the distance from the masker in Bark,
-    slopes of 25 dB downwards and 10 dB upwards. Each row sums to 1, as Johnston (1988)
-    normalises: steady noise excites bins by its own level.
+    slopes of 25 dB downwards and 10 dB upwards. Rows sum up powers, so that the bins of a band mask
+    by what they have together, as noise does.
     """
     bark = hertz_to_bark(bin_frequencies(n_bins))
     distance = bark[:, None] - bark[None, :] + 0.474
     decibels = 15.81 + 7.5 * distance - 17.5 * np.sqrt(1 + distance**2)
-    shares = 10 ** (decibels / 10)
-    return (shares / shares.sum(1, keepdims=True)).astype(np.float32)
+    return (10 ** (decibels / 10)).astype(np.float32)
 
 
 @functools.lru_cache

@@ -149,6 +149,8 @@ class Audibility:
 
 contrast = Contrast()
 """The level minus 0.6 of the mean level of the 65 bins around."""
+audibility = Audibility()
+"""The level above the threshold in quiet and 6 dB below what the frame excites there."""
 random = ScoredPolicy(level, Fraction(0), "none")
 """All bins drawn uniformly: the thesis' masks."""
 mixed = ScoredPolicy(level, Fraction(1, 2), "the loudest ones")
@@ -162,12 +164,12 @@ POLICIES: dict[str, Policy] = {
     "loudest": loudest,
     "contrast": ScoredPolicy(contrast, Fraction(1, 2), _STANDING_OUT),
     "contrast-70": ScoredPolicy(contrast, Fraction(7, 10), _STANDING_OUT),
-    "masking": ScoredPolicy(Audibility(), Fraction(1), _AUDIBLE),
+    "masking": ScoredPolicy(audibility, Fraction(1), _AUDIBLE),
+    "masking-50": ScoredPolicy(audibility, Fraction(1, 2), _AUDIBLE),
     "blue-noise": DrawnPolicy(blue_noise_mask, "drawn at random, but evenly spread"),
     "densification": Densification(
         PyramidConfig().build(),
-        ScoredPolicy(contrast, Fraction(1, 2), _STANDING_OUT),
-        chosen="some drawn, some that stand out, and those that the pyramid fill misses most",
+        chosen="a quarter spread evenly, and those that averages of the kept ones miss most",
     ),
 }
 """Policies by the names that settings, files of results and command lines use."""
