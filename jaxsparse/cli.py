@@ -417,8 +417,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="POLICY",
         help="which bins are stored: the loudest ones and as many at random (mixed, the default); "
         "all at random, of which a seed is all that the file needs (random); the loudest ones "
-        "alone (loudest); or those that stand out of their frame, half of the bins (contrast) or "
-        "70 %% (contrast-70), and the others at random",
+        "alone (loudest); those that stand out of their frame, half of the bins (contrast) or "
+        "70 %% (contrast-70), and the others at random; those heard best beside all others, alone "
+        "(masking) or half of the bins (masking-50); all at random, but evenly spread "
+        "(blue-noise); or those that filling in misses most, in rounds (densification)",
     )
     compress.add_argument(
         "--phases",

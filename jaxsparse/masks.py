@@ -109,6 +109,13 @@ def unpack_mask(bits: UInt8[Array, " W"], shape: tuple[int, ...]) -> Bool[Array,
     return jnp.unpackbits(bits, count=size).astype(bool).reshape(shape)
 
 
+def share_of(share: Fraction, count: int | Int[Array, ""]) -> int | Int[Array, ""]:
+    """A share of a count, from 0 to 1, rounded down to a whole number."""
+    whole, rest = count // share.denominator, count % share.denominator
+    # In parts, since the product may leave 32 bits.
+    return whole * share.numerator + rest * share.numerator // share.denominator
+
+
 def check_count(count: int | Int[Array, ""], size: int) -> None:
     """Refuses a count that a mask of `size` entries can't keep; a traced one is not checked.
 

@@ -8,13 +8,34 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxsparse.blue_noise import blue_noise_mask
 from jaxsparse.contracts import Policy
-from jaxsparse.masks import check_count, project_to_count, random_mask
+from jaxsparse.densification import Densification
+from jaxsparse.hearing import quiet_levels, spreading
+from jaxsparse.masks import check_count, project_to_count, random_mask, share_of
+from jaxsparse.nn.pyramid import PyramidConfig
+from jaxsparse.spectrogram import db_to_power
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram
 
-# Bins around in frequency, and the share of their mean that is taken off.
-_NEIGHBOURHOOD, _DAMPING = 65, 0.6
 _STANDING_OUT = "those that stand out most from the bins around"
+_AUDIBLE = "those that are heard best beside all others"
+
+
+@dataclass(frozen=True)
+class DrawnPolicy:
+    """Draws the bins, of the spectrogram's shape alone, whatever its levels are."""
+
+    draw: Callable[[PRNGKey, tuple[int, int], int | Int[Array, ""]], HardMask]
+    """From key, shape and count to a mask; refuses a count out of range."""
+    chosen: str
+    """What the bins are, for people."""
+
+    def __call__(
+        self, key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, ""]
+    ) -> HardMask:
+        """Makes a mask; see `Policy`."""
+        n_bins, n_frames = spectrogram.shape
+        return self.draw(key, (n_bins, n_frames), count)
 
 
 @dataclass(frozen=True)
@@ -64,10 +85,7 @@ class ScoredPolicy:
 
     def n_chosen(self, count: int | Int[Array, ""]) -> int | Int[Array, ""]:
         """How many of `count` bins are chosen by score."""
-        whole, rest = count // self.share.denominator, count % self.share.denominator
-        # In parts, since the product may leave 32 bits.
-        numerator = self.share.numerator
-        return whole * numerator + rest * numerator // self.share.denominator
+        return share_of(self.share, count)
 
     def choose(self, spectrogram: Spectrogram, n_chosen: int | Int[Array, ""]) -> HardMask:
         """Keeps the bins of highest score alone; frames of -inf come last."""
@@ -79,17 +97,60 @@ def level(spectrogram: Spectrogram) -> Spectrogram:
     return spectrogram
 
 
-def contrast(spectrogram: Spectrogram) -> Float[Array, "F T"]:
-    """Scores bins by how far they stand out: their level minus 0.6 of the mean level around.
+@dataclass(frozen=True)
+class Contrast:
+    """Scores bins by how far they stand out: their level minus a share of the mean level around.
 
-    The mean is over the 65 bins around in frequency; beyond the edges the outermost bin repeats.
+    The mean is over the bins around in frequency; beyond the edges the outermost bin repeats.
+
+    Raises:
+        ValueError: If `window` is not odd and positive.
     """
-    half = _NEIGHBOURHOOD // 2
-    padded = jnp.pad(spectrogram, ((half, half), (0, 0)), mode="edge")
-    sums = lax.reduce_window(padded, 0.0, lax.add, (_NEIGHBOURHOOD, 1), (1, 1), "VALID")
-    return spectrogram - _DAMPING * sums / _NEIGHBOURHOOD
+
+    window: int = 65
+    """Bins that the mean is over, an odd number."""
+    damping: float = 0.6
+    """Share of it that is taken off: at 0 the level alone counts, at 1 the distance from it."""
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.window % 2 == 0:
+            raise ValueError(f"window {self.window} is not odd and positive")
+
+    def __call__(self, spectrogram: Spectrogram) -> Float[Array, "F T"]:
+        """Scores bins in dB."""
+        half = self.window // 2
+        padded = jnp.pad(spectrogram, ((half, half), (0, 0)), mode="edge")
+        sums = lax.reduce_window(padded, 0.0, lax.add, (self.window, 1), (1, 1), "VALID")
+        return spectrogram - self.damping * sums / self.window
 
 
+@dataclass(frozen=True)
+class Audibility:
+    """Scores bins by their level above what the listener doesn't hear beside all others.
+
+    The threshold is, in power, the sum of the threshold in quiet and of the excitation by the frame
+    itself, less an offset (Johnston 1988). There is no masking from frame to frame, as frames
+    overlap. The sample rate counts as 16 kHz, and the window as a Hann window.
+    """
+
+    offset: float = 6.0
+    """dB of the excitation over the threshold that it makes: Johnston's of noise that masks."""
+    full_scale: float = 96.0
+    """Level in dB SPL at which a sine of full scale is played."""
+
+    def __call__(self, spectrogram: Spectrogram) -> Float[Array, "F T"]:
+        """Scores bins in dB."""
+        n_bins = spectrogram.shape[0]
+        # TF32 would leave three digits of powers that are 80 dB apart.
+        excitation = jnp.matmul(spreading(n_bins), db_to_power(spectrogram), precision="highest")
+        quiet = db_to_power(jnp.asarray(quiet_levels(n_bins, self.full_scale))[:, None])
+        return spectrogram - 10 * jnp.log10(excitation * 10 ** (-self.offset / 10) + quiet)
+
+
+contrast = Contrast()
+"""The level minus 0.6 of the mean level of the 65 bins around."""
+audibility = Audibility()
+"""The level above the threshold in quiet and 6 dB below what the frame excites there."""
 random = ScoredPolicy(level, Fraction(0), "none")
 """All bins drawn uniformly: the thesis' masks."""
 mixed = ScoredPolicy(level, Fraction(1, 2), "the loudest ones")
@@ -103,20 +164,29 @@ POLICIES: dict[str, Policy] = {
     "loudest": loudest,
     "contrast": ScoredPolicy(contrast, Fraction(1, 2), _STANDING_OUT),
     "contrast-70": ScoredPolicy(contrast, Fraction(7, 10), _STANDING_OUT),
+    "masking": ScoredPolicy(audibility, Fraction(1), _AUDIBLE),
+    "masking-50": ScoredPolicy(audibility, Fraction(1, 2), _AUDIBLE),
+    "blue-noise": DrawnPolicy(blue_noise_mask, "drawn at random, but evenly spread"),
+    "densification": Densification(
+        PyramidConfig().build(),
+        chosen="a quarter spread evenly, and those that averages of the kept ones miss most",
+    ),
 }
 """Policies by the names that settings, files of results and command lines use."""
 
 
 def depends_on_content(policy: Policy) -> bool:
     """Whether a mask depends on the spectrogram and not on its shape alone."""
-    return not isinstance(policy, ScoredPolicy) or policy.share > 0
+    if isinstance(policy, ScoredPolicy):
+        return policy.share > 0
+    return not isinstance(policy, DrawnPolicy)
 
 
 def describe(name: str) -> str:
     """Says in a sentence which bins a policy of `POLICIES` keeps."""
     policy = POLICIES[name]
     if not isinstance(policy, ScoredPolicy):
-        return f"The bins kept are those of the policy {name}."
+        return f"The bins kept are {getattr(policy, 'chosen', f'those of the policy {name}')}."
     if not policy.share:
         return "The bins kept are drawn at random, whatever the clip sounds like."
     if policy.share == 1:

@@ -11,14 +11,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
     {"_version", "errors", "files", "strict_json", "types"},
-    {"contracts", "manifest", "settings"},
+    {"contracts", "hearing", "manifest", "settings"},
     {"audio", "stft", "spectrogram", "masks"},
-    {"plausible", "policies"},
+    {"blue_noise", "densification", "plausible"},
     {"nn.sparse_conv"},
     {"nn.network"},
     # Architectures, one file each.
     {"nn"},
-    {"interpolate"},
+    {"interpolate", "policies"},
     {"decoders"},
     {"pretrained"},
     {"losses"},

@@ -9,8 +9,15 @@ import pytest
 import reference
 
 from jaxsparse import cli, policies
+from jaxsparse.blue_noise import blue_noise_mask
 from jaxsparse.contracts import Policy
-from jaxsparse.policies import POLICIES, ScoredPolicy
+from jaxsparse.densification import Densification
+from jaxsparse.interpolate import Linear
+from jaxsparse.masks import random_mask
+from jaxsparse.nn.pyramid import PyramidConfig
+from jaxsparse.policies import POLICIES, Audibility, Contrast, ScoredPolicy
+from jaxsparse.spectrogram import log_power
+from jaxsparse.stft import stft
 
 SHAPE = (90, 14)
 COUNTS = (0, 1, 2, 59, 600, 1259, 1260)
@@ -55,7 +62,8 @@ def test_batches_are_loops(policy, key):
 def test_the_key_decides_on_what_is_drawn_alone(policy, spectrogram, key):
     one, again, other = (policy(k, spectrogram, 600) for k in (key, key, jax.random.key(9)))
     np.testing.assert_array_equal(one, again)
-    assert (one != other).any() == (policy is not policies.loudest)
+    by_score_alone = isinstance(policy, ScoredPolicy) and policy.share == 1
+    assert (one != other).any() != by_score_alone
     if isinstance(policy, ScoredPolicy):
         chosen = policy.choose(spectrogram, policy.n_chosen(600))
         assert bool(jnp.all(one & other | ~chosen)), "what is chosen by score is in both"
@@ -90,11 +98,136 @@ def test_contrast_keeps_what_stands_out_and_not_what_is_loud(name, key):
     assert set(np.flatnonzero(np.asarray(chosen).any(1))) == set(range(200, 300, 10))
 
 
-def test_only_the_random_policy_ignores_the_content():
+@pytest.mark.parametrize(("window", "damping"), [(1, 0.25), (7, 1.0), (201, 0.0)])
+def test_contrast_has_settings(window, damping, spectrogram):
+    half = window // 2
+    levels = np.asarray(spectrogram, np.float64)
+    padded = np.pad(levels, ((half, half), (0, 0)), mode="edge")
+    around = np.stack([padded[f : f + window].mean(axis=0) for f in range(90)])
+    score = Contrast(window, damping)
+    np.testing.assert_allclose(score(spectrogram), levels - damping * around, atol=1e-4)
+    assert score == Contrast(window, damping) and hash(score) == hash(Contrast(window, damping))
+
+
+@pytest.mark.parametrize("window", [-1, 0, 64])
+def test_a_window_without_a_middle_is_refused(window):
+    with pytest.raises(ValueError, match="odd and positive"):
+        Contrast(window)
+    with pytest.raises(ValueError, match="odd and positive"):
+        densify(window=window)
+
+
+def test_audibility_is_the_level_above_what_masks(spectrogram):
+    """The threshold, bin by bin: what spreads from all others, and that in quiet."""
+    n_bins, levels = 90, np.asarray(spectrogram, np.float64)
+    hertz = np.arange(n_bins) * 8000 / (n_bins - 1)
+    bark = 7 * np.arcsinh(hertz / 650)
+    expected = np.zeros(SHAPE)
+    for f in range(n_bins):
+        distance = bark[f] - bark + 0.474
+        share = 10 ** ((15.81 + 7.5 * distance - 17.5 * np.sqrt(1 + distance**2)) / 10)
+        masking = share @ 10 ** (levels / 10)
+        khz = max(hertz[f], 20) / 1000
+        quiet = 3.64 * khz**-0.8 - 6.5 * np.exp(-0.6 * (khz - 3.3) ** 2) + khz**4 / 1000
+        # 96 dB SPL is the peak of a sine of amplitude 1: half the sum of a Hann window of 178.
+        quiet += 20 * np.log10(178 / 4) - 96
+        expected[f] = levels[f] - 10 * np.log10(masking / 10**0.6 + 10 ** (quiet / 10))
+    np.testing.assert_allclose(Audibility()(spectrogram), expected, atol=1e-3)
+
+
+def test_a_sine_of_full_scale_is_played_at_its_level():
+    """The threshold in quiet of 1 kHz is 3.4 dB SPL, above which a lone sine of 96 dB stands."""
+    sine = np.sin(2 * np.pi * 1000 * np.arange(8192) / 16_000).astype(np.float32)
+    levels = log_power(stft(jnp.asarray(sine)))
+    # Masking by the sine itself counts for nothing at this offset.
+    score = Audibility(offset=200.0)(levels)
+    assert float(score[128, 16]) == pytest.approx(96 - 3.4, abs=0.1)
+
+
+def test_what_is_masked_goes_first(key):
+    """A tone beside a loud one is not heard, and one far off is."""
+    spectrum = np.full((513, 1), -60.0, np.float32)
+    spectrum[[100, 112, 400]] = [[20.0], [-20.0], [-20.0]]
+    policy = POLICIES["masking"]
+    assert isinstance(policy, ScoredPolicy)
+    score = policy.score(jnp.asarray(spectrum))
+    assert score[400, 0] > score[100, 0] - 20 > score[112, 0]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.2])
+def test_blue_noise_has_no_low_frequencies(share, key):
+    """White noise has a power of one everywhere; holes and clumps would be low frequencies."""
+    shape = (129, 101)
+    count = int(share * 129 * 101)
+    masks = jax.vmap(lambda k: blue_noise_mask(k, shape, count))(jax.random.split(key, 8))
+    power = np.abs(np.fft.fft2(masks - np.mean(masks, axis=(1, 2), keepdims=True))) ** 2
+    power = power.mean(axis=0) / (share * (1 - share) * 129 * 101)
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(129), np.fft.fftfreq(101), indexing="ij"))
+    # The radius of the ring on which evenly spread bins have most of their power is about this.
+    low = (radius > 0) & (radius < 0.5 * np.sqrt(share))
+    assert power[low].mean() < 0.25 < 0.8 < power[~low].mean()
+
+
+def test_blue_noise_keeps_each_bin_as_often(key):
+    masks = jax.vmap(lambda k: blue_noise_mask(k, (20, 12), 24))(jax.random.split(key, 4000))
+    # Five standard deviations of 4,000 draws.
+    np.testing.assert_allclose(np.mean(masks, axis=0), 0.1, atol=5 * np.sqrt(0.09 / 4000))
+
+
+def test_more_of_blue_noise_is_more_of_the_same(key):
+    fewer, more = (blue_noise_mask(key, (40, 70), count) for count in (100, 1000))
+    assert bool(jnp.all(more | ~fewer))
+
+
+def densify(**settings):
+    return Densification(PyramidConfig().build(), **settings)
+
+
+def test_densification_lowers_the_error_of_its_decoder(key):
+    """Against drawn bins, spread evenly or not, on lines and a plateau."""
+    rows, columns = np.meshgrid(np.arange(90), np.arange(14), indexing="ij")
+    levels = jnp.asarray(-60 + 40 * (rows % 9 == 0) + 20 * (columns > 6), jnp.float32)
+    decoder = PyramidConfig().build()
+
+    @jax.jit
+    def error(mask):
+        return jnp.mean((decoder.apply({}, levels, mask) - levels) ** 2)
+
+    drawn = error(random_mask(key, SHAPE, 200))
+    even = error(blue_noise_mask(key, SHAPE, 200))
+    # Errors in dB, as the decoder's is measured.
+    assert error(densify(exponent=0.0)(key, levels, 200)) < 0.85 * min(drawn, even)
+
+
+def test_a_round_takes_peaks_of_the_error_first(key):
+    """Of a ridge of errors, its top; then, where there are no more peaks, what is largest."""
+    levels = (
+        jnp.full(SHAPE, -25.0).at[30:33, 4:7].set(-20.0).at[31, 5].set(0.0).at[60, 9].set(-24.0)
+    )
+    kept = {
+        count: np.argwhere(densify(rounds=1, first_share=Fraction(0))(key, levels, count))
+        for count in (1, 2)
+    }
+    np.testing.assert_array_equal(kept[1], [[31, 5]])
+    np.testing.assert_array_equal(kept[2], [[31, 5], [60, 9]])
+
+
+def test_densification_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match="runs on the host"):
+        Densification(Linear().build())
+    with pytest.raises(ValueError, match="rounds"):
+        densify(rounds=0)
+    with pytest.raises(ValueError, match="first_share"):
+        densify(first_share=Fraction(3, 2))
+    with pytest.raises(ValueError, match="exponent"):
+        densify(exponent=-0.1)
+
+
+def test_what_is_drawn_alone_ignores_the_content():
     ignoring = [
         name for name, policy in POLICIES.items() if not policies.depends_on_content(policy)
     ]
-    assert ignoring == ["random"]
+    assert ignoring == ["random", "blue-noise"]
     assert policies.depends_on_content(lambda key, spectrogram, count: spectrogram > 0)
 
 

@@ -24,6 +24,7 @@ import scipy.fft
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxsparse.hearing import bark_to_hertz, hertz_to_bark, threshold_in_quiet
 from jaxsparse.metrics.contract import Batch, per_example
 from jaxsparse.stft import STFTConfig, frame_signal, stft
 from jaxsparse.types import Waveform
@@ -36,9 +37,7 @@ RATES = {"wb": (16_000,), "nb": (8_000, 16_000)}
 # P.862, 10.2.1: frames of 32 ms, half overlapping, and at 16 kHz 49 bands up to 8 kHz.
 BIN_HZ = 31.25
 N_BANDS = 49
-# From 0 to 8 kHz on the scale of Schroeder, Atal and Hall (1979), as in ITU-R BS.1387.
-_BARK_HZ = 650.0
-_TOP_BARK = 7 * math.asinh(8_000 / _BARK_HZ)
+_TOP_BARK = float(hertz_to_bark(np.array([8_000.0]))[0])
 # P.862, 10.1: the power between these frequencies is brought to 10^7 in units of 16-bit samples,
 # and speech begins and ends where five of these sum up to more than 500.
 _LEVEL_HZ = (350.0, 3_250.0)
@@ -363,7 +362,7 @@ def _speech_frames(heard: Waveform, config: STFTConfig) -> Float[Array, " T"]:
 @functools.cache
 def _bands(n_bins: int) -> np.ndarray:
     """The share of each bin in each band [F, 49]; bands are equally wide in Bark."""
-    edges = _BARK_HZ * np.sinh(np.linspace(0, _TOP_BARK, N_BANDS + 1) / 7)
+    edges = bark_to_hertz(np.linspace(0, _TOP_BARK, N_BANDS + 1))
     low = (np.arange(n_bins) - 0.5)[:, None] * BIN_HZ
     shared = np.minimum(low + BIN_HZ, edges[None, 1:]) - np.maximum(low, edges[None, :-1])
     return (np.maximum(shared, 0) / BIN_HZ).astype(np.float32)
@@ -389,6 +388,4 @@ def _level_weights(band: Band, sample_rate: int) -> np.ndarray:
 def _quiet() -> np.ndarray:
     """Threshold in quiet of each band [49], as power over 0 dB (Terhardt 1979)."""
     centre = (np.arange(N_BANDS) + 0.5) * _TOP_BARK / N_BANDS
-    khz = _BARK_HZ / 1000 * np.sinh(centre / 7)
-    decibels = 3.64 * khz**-0.8 - 6.5 * np.exp(-0.6 * (khz - 3.3) ** 2) + 1e-3 * khz**4
-    return (10 ** (decibels / 10)).astype(np.float32)
+    return (10 ** (threshold_in_quiet(bark_to_hertz(centre)) / 10)).astype(np.float32)
