@@ -524,13 +524,17 @@ def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plain(value) for name, value in settings.items()}
 
 
+def run_text(settings: Settings) -> str:
+    """Evaluates, and returns the table, or the summary as JSON; see `run`."""
+    summary = run(settings)
+    return json.dumps(summary, indent=1) if settings.json else report.table(summary)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit code of `run_command`."""
 
     def work() -> str:
-        settings = parse_settings(Settings, "eval.reconstruction", __doc__, argv)
-        summary = run(settings)
-        return json.dumps(summary, indent=1) if settings.json else report.table(summary)
+        return run_text(parse_settings(Settings, "eval.reconstruction", __doc__, argv))
 
     stopped = "with --out, the same command goes on"
     return run_command("eval.reconstruction", work, stopped=stopped)

@@ -13,7 +13,7 @@ from jaxsparse.decoders import DECODERS
 from jaxsparse.errors import one_line
 from jaxsparse.files import atomic_write
 from jaxsparse.metrics import Metric
-from jaxsparse.pretrained import NAMES
+from jaxsparse.pretrained import THESIS_NAMES
 
 Phases: TypeAlias = Literal["all", "75", "70", "65", "60", "kept", "none"]
 PHASES: tuple[Phases, ...] = ("all", "75", "70", "65", "60", "kept", "none")
@@ -170,7 +170,7 @@ def _percent(share: float | None) -> str:
 def _thesis(group: Row) -> str:
     """What the thesis has of the networks for random masks."""
     is_thesis = (
-        group["method"] in NAMES and group["mask"] == "random" and not group["keep_observed"]
+        group["method"] in THESIS_NAMES and group["mask"] == "random" and not group["keep_observed"]
     )
     known = THESIS.get(group["sparsity"], {}) if is_thesis else {}
     return ", ".join(f"{name.upper()} {value}" for name, value in known.items())
@@ -237,8 +237,8 @@ def _plot_phases(groups: Sequence[Row], metric: str, path: Path) -> None:
 
 
 def _label(group: Row) -> str:
-    # Those that ship are one for each of several masks.
-    kind = "network" if group["method"] in NAMES else group["method"]
+    # They are one for each sparsity.
+    kind = "thesis' networks" if group["method"] in THESIS_NAMES else group["method"]
     put_back = ", kept bins put back" * (group["keep_observed"] and group["method"] not in DECODERS)
     return f"{kind}, {group['mask']} masks{put_back}"
 

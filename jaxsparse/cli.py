@@ -408,27 +408,27 @@ def _parser() -> argparse.ArgumentParser:
         type=_sparsity,
         default="0.95",
         metavar="S",
-        help="share of bins that are not stored, between 0 and 1 (default: 0.95). There are "
-        "networks for 0.8 to 0.95; elsewhere the nearest one is taken",
+        help="share of bins that are not stored, between 0 and 1 (default: 0.95). The "
+        "network is for 0.8 to 0.98",
     )
     compress.add_argument(
         "--mask",
-        default="mixed",
+        default="densification",
         metavar="POLICY",
-        help="which bins are stored: the loudest ones and as many at random (mixed, the default); "
-        "all at random, of which a seed is all that the file needs (random); the loudest ones "
-        "alone (loudest); those that stand out of their frame, half of the bins (contrast) or "
-        "70 %% (contrast-70), and the others at random; those heard best beside all others, alone "
+        help="which bins are stored: those that filling in misses most, in rounds (densification, "
+        "the default); the loudest ones and as many at random (mixed); the loudest ones alone "
+        "(loudest); those that stand out of their frame, half of the bins (contrast) or 70 %% "
+        "(contrast-70), and the others at random; those heard best beside all others, alone "
         "(masking) or half of the bins (masking-50); all at random, but evenly spread "
-        "(blue-noise); or those that filling in misses most, in rounds (densification)",
+        "(blue-noise); or all at random, of which a seed is all that the file needs (random)",
     )
     compress.add_argument(
         "--phases",
         type=_phases,
-        default=None,
+        default=75,
         metavar="all|60|65|70|75",
-        help="whose phases are stored: those of all bins (all, the default), or of bins at most so "
-        "many dB below the loudest one; the others' are set to 0",
+        help="whose phases are stored: those of all bins (all), or of bins at most so many dB "
+        "below the loudest one (default: 75); the others' are set to 0",
     )
     compress.add_argument(
         "--phase-bits",
@@ -501,9 +501,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--mask",
         nargs="+",
-        default=["random", "mixed"],
+        default=["random", "densification"],
         metavar="POLICY",
-        help="kinds of mask to compare, as compress takes them (default: random mixed)",
+        help="kinds of mask to compare, as compress takes them (default: random densification)",
     )
     _add_force(demo)
     return parser

@@ -75,7 +75,12 @@ class Decoder:
 
 @runtime_checkable
 class Policy(Protocol):
-    """Chooses at once which bins to keep: a pure function of one spectrogram."""
+    """Chooses at once which bins to keep: a pure function of one spectrogram.
+
+    One that has the attribute ``takes_padding``, and it is true, may be given frames of -inf behind
+    the clip, of which it chooses none by their content while there are others; it is compiled for
+    fewer lengths then.
+    """
 
     def __call__(
         self, key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, ""]

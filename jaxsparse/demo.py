@@ -25,7 +25,7 @@ from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
 
-MASKS = ("random", "mixed")
+MASKS = ("random", "densification")
 """Policies that are compared."""
 MAX_SECONDS = 20
 """The rest of a longer file is left out: the page is to be listened to."""

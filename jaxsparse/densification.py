@@ -9,6 +9,7 @@ diffusion inpainting".
 import functools
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,8 @@ class Densification:
     """Errors are those of powers raised to it, which weighs what is loud; at 0 they are in dB."""
     chosen: str = "those that a decoder misses most, in rounds"
     """What the bins are, for people."""
+    takes_padding: ClassVar[bool] = True
+    """See `jaxsparse.contracts.Policy`."""
 
     def __post_init__(self) -> None:
         if self.decoder.on_host:
@@ -82,16 +85,20 @@ def _densify(
     count: Int[Array, ""],
 ) -> HardMask:
     n_first = share_of(policy.first_share, count)
+    valid = spectrogram > -jnp.inf
 
     def add(i: Int[Array, ""], mask: HardMask) -> HardMask:
-        completed = policy.decoder.apply(params, spectrogram, mask)
+        completed = policy.decoder.apply(params, spectrogram, mask, valid)
         errors = jnp.abs(_loudness(spectrogram, policy) - _loudness(completed, policy))
+        errors = jnp.where(valid, errors, -jnp.inf)
         # In parts, since the product may leave 32 bits.
         whole, rest = jnp.divmod(count - n_first, policy.rounds)
         n_kept = n_first + whole * (i + 1) + rest * (i + 1) // policy.rounds
         return project_to_count(_spread(errors, mask, policy.window), n_kept)
 
-    return lax.fori_loop(0, policy.rounds, add, policy.first(key, spectrogram, n_first))
+    # What of the first mask lies beyond the clip is made up for in the first round.
+    first = policy.first(key, spectrogram, n_first) & valid
+    return lax.fori_loop(0, policy.rounds, add, first)
 
 
 def _loudness(spectrogram: Spectrogram, policy: Densification) -> Spectrogram:
@@ -108,4 +115,4 @@ def _spread(errors: Float[Array, "F T"], mask: HardMask, window: int) -> Float[A
     for shape in ((window, 1), (1, window)):
         peaks = lax.reduce_window(peaks, 0.0, lax.max, shape, (1, 1), "SAME")
     order = jnp.where(errors >= peaks, errors, -1 / (1 + errors))
-    return jnp.where(mask, jnp.inf, order)
+    return jnp.where(mask, jnp.inf, jnp.where(errors < 0, -jnp.inf, order))

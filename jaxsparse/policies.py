@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -49,6 +50,8 @@ class ScoredPolicy:
         ValueError: If `share` is not from 0 to 1, in thousandths.
     """
 
+    takes_padding: ClassVar[bool] = True
+    """See `jaxsparse.contracts.Policy`."""
     score: Callable[[Spectrogram], Spectrogram]
     """From dB to scores, F by T; equal scores go to the lower index."""
     share: Fraction

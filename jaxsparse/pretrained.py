@@ -29,8 +29,10 @@ from jaxsparse.errors import JaxsparseError, one_line
 from jaxsparse.files import atomic_write
 from jaxsparse.strict_json import parse_object
 
-NAMES = ("random-80", "random-85", "random-90", "random-95", "mixed")
-"""Networks that ship with the package."""
+THESIS_NAMES = ("random-80", "random-85", "random-90", "random-95")
+"""The thesis' networks, each for random masks of a sparsity."""
+NAMES = ("unet", *THESIS_NAMES)
+"""Networks that ship with the package; the first is the one for all masks."""
 
 # Of files that name no decoder, from when there was but one.
 _FIRST_DECODER = "sparse-cnn"
@@ -119,12 +121,11 @@ def choose_pretrained(mask: str, sparsity: str | float) -> tuple[str, bool]:
 
     Returns:
         Its name, and whether it was trained for such masks: False where the nearest one has to do.
-        For a policy that none was trained for, that is the one for mixed masks.
+        Of several that fit as well, that is the first of `NAMES`, as it is where none does.
     """
     cards = {name: _read_card(_shipped(name)) for name in NAMES}
     fitting = [name for name in NAMES if cards[name].is_for(mask)]
-    candidates = fitting or [name for name in NAMES if cards[name].is_for("mixed")]
-    best = min(candidates, key=lambda name: cards[name].distance(sparsity))
+    best = min(fitting or NAMES[:1], key=lambda name: cards[name].distance(sparsity))
     return best, bool(fitting) and not cards[best].distance(sparsity)
 
 

@@ -64,9 +64,9 @@ def pyramid_unet(db, kept, exists, settings, tensors):
     z = _cells_to_channels(_planes(x, y, kept, exists), a, c)
     waves = [math.pi * k * (np.arange(len(z)) + 0.5) * a / 1024 for k in (1, 2, 3, 4)]
     waves = np.broadcast_to(np.cos(waves).T[:, None], (*z.shape[:2], 4))
-    masks = [_cells_to_channels(exists[..., None], a, c).any(-1)[..., None]]
+    masks = [np.any(_cells_to_channels(exists[..., None], a, c), -1, keepdims=True)]
     for _ in range(depth - 1):
-        masks.append(_cells_to_channels(masks[-1], 2, 2).any(-1)[..., None])
+        masks.append(np.any(_cells_to_channels(masks[-1], 2, 2), -1, keepdims=True))
 
     def conv(z, name):
         return _conv(z, tensors[f"{name}.kernel"]) + tensors[f"{name}.bias"]

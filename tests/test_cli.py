@@ -499,14 +499,14 @@ def test_compress_reports_size_and_a_network_that_fits_only_nearly(wav, tmp_path
     out, err = capsys.readouterr()
     assert f"{small.stat().st_size:,} bytes" in out and "kbit/s" in out
     assert err == ""
-    options += ["--sparsity", "0.97", "--json"]
+    options += ["--sparsity", "0.99", "--json"]
     assert main(["compress", str(wav), str(smaller), *options]) == 0
     out, err = capsys.readouterr()
     description = json.loads(out)
     assert description == container.describe(smaller.read_bytes())
     assert (description["coded_share"], description["loudest"]) == ("0", False)
     chosen = {"seed": 7, "phase_threshold": 60, "phase_bits": 2}
-    assert chosen | {"sparsity": "0.97", "network": "random-95"} == {
+    assert chosen | {"sparsity": "0.99", "network": "unet"} == {
         name: description[name] for name in [*chosen, "sparsity", "network"]
     }
-    assert "0.97" in err and "random-95" in err and err.count("\n") == 1
+    assert "0.99" in err and "unet" in err and err.count("\n") == 1

@@ -139,7 +139,7 @@ def test_segments_agree_with_the_whole_at_once(keep_observed):
 def test_what_is_stored():
     """Levels, mask and phases against the transform of the whole clip."""
     samples = speechlike(100_000)
-    settings = CodecSettings(sparsity="0.8", phase_threshold=65, seed=11)
+    settings = CodecSettings(sparsity="0.8", mask="mixed", phase_threshold=65, seed=11)
     header, parts = container.unpack(compress(samples, settings=settings))
     spectrum = stft(jnp.asarray(samples[:, 0]))
     for index, start in enumerate((0, 302)):
@@ -162,7 +162,7 @@ def test_what_is_stored():
 def test_random_mask_stores_no_positions():
     samples = speechlike(20_000)
     described = container.describe(compress(samples, settings=CodecSettings(mask="random")))
-    assert described["part_bits"]["mask"] == 0 and described["network"] == "random-95"
+    assert described["part_bits"]["mask"] == 0 and described["network"] == "unet"
     assert described["kept_bins"] == count_observed((1025, 79), "0.95")
 
 
@@ -188,7 +188,8 @@ def test_counts_are_those_of_masks(sparsity, n_samples):
 def test_silence_is_small_and_stays_silent():
     samples = np.zeros((80_000, 2), np.float32)
     data = compress(samples)
-    assert 8 * len(data) < 0.03 * 16 * samples.size
+    # Nearly all of it are the positions of bins that are spread evenly.
+    assert 8 * len(data) < 0.04 * 16 * samples.size
     decoded, _ = decompress(data)
     assert np.abs(decoded).max() < 2**-16
 
@@ -283,16 +284,12 @@ def test_progress_counts_segments():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (CodecSettings(), ("mixed", True)),
-        (CodecSettings(sparsity=0.8), ("mixed", True)),
-        (CodecSettings(sparsity="0.799"), ("mixed", False)),
-        (CodecSettings(sparsity="0.96"), ("mixed", False)),
-        (CodecSettings(mask="random", sparsity="0.80"), ("random-80", True)),
-        (CodecSettings(mask="random", sparsity=0.85), ("random-85", True)),
-        (CodecSettings(mask="random", sparsity="0.5"), ("random-80", False)),
-        (CodecSettings(mask="random", sparsity="0.93"), ("random-95", False)),
-        (CodecSettings(mask="random", sparsity="0.999"), ("random-95", False)),
-        (CodecSettings(mask="random", decoder="mixed"), ("mixed", True)),
+        (CodecSettings(), ("unet", True)),
+        (CodecSettings(sparsity=0.8), ("unet", True)),
+        (CodecSettings(sparsity="0.799"), ("unet", False)),
+        (CodecSettings(mask="random", sparsity="0.98"), ("unet", True)),
+        (CodecSettings(mask="random", sparsity="0.981"), ("unet", False)),
+        (CodecSettings(mask="random", decoder="random-95"), ("random-95", True)),
     ],
 )
 def test_choice_of_decoder(settings, expected):

@@ -286,7 +286,7 @@ def test_the_codec_takes_a_network_of_ones_own_by_its_path(unet, clips, tmp_path
     expected, _ = codec.decompress(file.read_bytes(), decoder=load_decoder(unet))
     np.testing.assert_allclose(decoded, expected[:, 0], atol=1e-4)
     other = save_weights(tmp_path / "network.safetensors", {}, UNetConfig(), {}) and cli.main(
-        ["decompress", str(file), str(back), "--force", "--network", "mixed"]
+        ["decompress", str(file), str(back), "--force", "--network", "unet"]
     )
     assert other == 2 and "needs the network" in capsys.readouterr().err
 

@@ -171,7 +171,7 @@ def test_scores_are_those_of_the_files(made):
         assert entry["bits"] == 8 * len(data) == sum(entry["parts"].values())
         assert f"{entry['bits']:,}" in text
         assert re.search(rf">{entry['scores']['stoi']:.3f}<", text)
-    name = "mixed"
+    name = "densification"
     samples, rate = codec.decompress((made / "out" / f"{name}.jsac").read_bytes())
     original, _ = audio.read_audio(made / "out" / "original.wav")
     written, _ = audio.read_audio(made / "out" / f"{name}.wav")

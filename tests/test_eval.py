@@ -31,7 +31,7 @@ SHAPE = (1025, 1 + N_SAMPLES // 256)
 OBSERVED = 60.0
 CARDS = {
     "random-95": Card("that of random-95", ("random",), (0.95,)),
-    "mixed": Card("that of mixed", ("mixed",), (0.8, 0.95)),
+    "unet": Card("that of unet", ("mixed",), (0.8, 0.95)),
 }
 
 
@@ -59,7 +59,7 @@ def data(tmp_path):
 
 @pytest.fixture(autouse=True)
 def networks(monkeypatch):
-    offsets = {"random-95": 3.0, "mixed": 1.0}
+    offsets = {"random-95": 3.0, "unet": 1.0}
     monkeypatch.setattr(
         reconstruction.pretrained,
         "load_pretrained",
@@ -70,7 +70,7 @@ def networks(monkeypatch):
 
 def settings(data, **changes):
     defaults = {
-        "decoders": ("random-95", "mixed"),
+        "decoders": ("random-95", "unet"),
         "phases": ("all",),
         "seeds": (0, 1),
         "n_samples": N_SAMPLES,
@@ -82,7 +82,7 @@ def settings(data, **changes):
 
 def flags(data, *more):
     return [
-        *("--data", str(data), "--decoders", "mixed", "--phases", "all"),
+        *("--data", str(data), "--decoders", "unet", "--phases", "all"),
         *("--seeds", "3", "--n-samples", str(N_SAMPLES), "--no-scores", *more),
     ]
 
@@ -94,7 +94,7 @@ def read_rows(out):
 def test_evaluates_every_clip_method_and_seed(data, networks, tmp_path):
     out = tmp_path / "run"
     summary = reconstruction.run(
-        settings(data, decoders=("random-95", "mixed", "linear"), scores=True, out=out, workers=2)
+        settings(data, decoders=("random-95", "unet", "linear"), scores=True, out=out, workers=2)
     )
 
     rows = read_rows(out)
@@ -127,11 +127,11 @@ def test_evaluates_every_clip_method_and_seed(data, networks, tmp_path):
     # Means and standard errors again, from the rows alone: seeds first, then clips.
     scores: dict[str, list[float]] = {}
     for row in rows:
-        if (row["method"], row["keep_observed"]) == ("mixed", "False"):
+        if (row["method"], row["keep_observed"]) == ("unet", "False"):
             scores.setdefault(row["clip"], []).append(float(row["pesq_nb"]))
     assert np.isnan(scores.pop("2/clip2.flac")).all()
     clips = [float(np.mean(seeds)) for seeds in scores.values()]
-    group = groups["mixed", False]["pesq_nb"]
+    group = groups["unet", False]["pesq_nb"]
     assert group["mean"] == pytest.approx(np.mean(clips))
     assert group["standard_error"] == pytest.approx(abs(clips[0] - clips[1]) / 2)
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
@@ -161,12 +161,12 @@ def test_the_choices_of_phases(data, tmp_path):
         return groups[name, phases]["stoi"]["mean"]
 
     assert ("ceiling", "kept") not in groups
-    for name in ("ceiling", "random-95", "mixed"):
+    for name in ("ceiling", "random-95", "unet"):
         fewer = [stoi(name, phases) for phases in ("all", "75", "70", "65", "60")]
         assert fewer == sorted(fewer, reverse=True)
         assert fewer[0] > fewer[-1] + 0.05
         assert fewer[0] > stoi(name, "none") + 0.05
-    for name in ("random-95", "mixed"):
+    for name in ("random-95", "unet"):
         assert stoi(name, "all") > stoi(name, "kept") > stoi(name, "none") + 0.05
     text = (tmp_path / "run" / "table.md").read_text()
     assert "| within 60 dB |" in text
@@ -214,7 +214,7 @@ def test_an_interpolation_is_closer_where_more_is_kept(data):
         reconstruction.run(settings(data / "0", decoders=(name, "linear"), sparsity=(sparsity,)))[
             "groups"
         ][-1]["mse"]["mean"]
-        for name, sparsity in (("mixed", 0.8), ("mixed", 0.95))
+        for name, sparsity in (("unet", 0.8), ("unet", 0.95))
     ]
     assert 0 < errors[0] < errors[1]
 
@@ -364,7 +364,7 @@ def test_a_segment_that_the_method_lost_makes_its_clip_missing():
 
 
 def test_a_stopped_run_goes_on_where_it_was(data, monkeypatch, tmp_path, capsys):
-    more = ("--batch", "1", "--json", "--decoders", "mixed", "random-95", "--seeds", "0", "1")
+    more = ("--batch", "1", "--json", "--decoders", "unet", "random-95", "--seeds", "0", "1")
     assert reconstruction.main(flags(data, *more, "--out", str(tmp_path / "whole"))) == 0
     expected = json.loads(capsys.readouterr().out)
 
@@ -420,9 +420,9 @@ def test_damaged_rows_are_one_line(data, tmp_path, capsys):
     assert reconstruction.main(flags(data, *more)) == 0
     whole = {name: (out / name).read_text() for name in ("rows.csv", "settings.json")}
     for name, damaged in (
-        ("rows.csv", whole["rows.csv"].replace(",3,mixed", ",three,mixed", 1)),
+        ("rows.csv", whole["rows.csv"].replace(",3,unet", ",three,unet", 1)),
         ("rows.csv", "what\nis this\n"),
-        ("rows.csv", whole["rows.csv"].replace(",3,mixed", ",4,mixed", 1)),
+        ("rows.csv", whole["rows.csv"].replace(",3,unet", ",4,unet", 1)),
         ("rows.csv", whole["rows.csv"].replace(",{}\n", ',"{""stoi"": []}"\n', 1)),
         ("settings.json", whole["settings.json"][:-9]),
         ("settings.json", "[]"),
@@ -493,8 +493,11 @@ def test_plots_show_the_means(data, tmp_path, monkeypatch):
     names = {"mse", "pesq", "stoi", "pesq-phases", "stoi-phases"}
     assert set(drawn) == {f"{name}.png" for name in names}
     assert drawn["mse.png"] == {
-        f"network, {kind} masks{put_back}": [means[name, bool(put_back), "all", "mse"]]
-        for name, kind in (("random-95", "random"), ("mixed", "mixed"))
+        f"{name}, {kind} masks{put_back}": [means[method, bool(put_back), "all", "mse"]]
+        for name, method, kind in (
+            ("thesis' networks", "random-95", "random"),
+            ("unet", "unet", "mixed"),
+        )
         for put_back in ("", ", kept bins put back")
     }
     assert drawn["stoi-phases.png"] == {
@@ -504,7 +507,7 @@ def test_plots_show_the_means(data, tmp_path, monkeypatch):
 
 
 def test_no_plot_is_drawn_without_a_line(data, tmp_path):
-    choice = {"decoders": ("mixed",), "phases": ("all", "60"), "scores": True, "seeds": (0,)}
+    choice = {"decoders": ("unet",), "phases": ("all", "60"), "scores": True, "seeds": (0,)}
     reconstruction.run(settings(data / "0", out=tmp_path / "run", **choice))
     names = {path.name for path in (tmp_path / "run").glob("*.png")}
     assert names == {"mse.png", "pesq.png", "stoi.png"}
@@ -516,7 +519,7 @@ def test_command_line(data, capsys):
     assert summary["settings"]["seeds"] == [3]
     assert summary["groups"][2]["mse"]["mean"] == pytest.approx(0.95, rel=1e-3)
     assert reconstruction.main(flags(data, "--limit", "1")) == 0
-    assert "| mixed | mixed, 95% | yes | 0.95 |" in capsys.readouterr().out
+    assert "| unet | mixed, 95% | yes | 0.95 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -526,9 +529,9 @@ def test_command_line(data, capsys):
         (("--batch", "0"), "batch must be at least 1"),
         (("--seeds", "1", "1"), "seeds needs at least one value, each of them once"),
         (("--split", "test"), "not a prepared data set"),
-        (("--decoders", "huge"), "no decoder is named 'huge'; there are random-80"),
+        (("--decoders", "huge"), "no decoder is named 'huge'; there are unet, random-80"),
         (("--out", __file__), f"{__file__}: Not a directory"),
-        (("--decoders", "mixed", "mixed"), "decoders needs at least one value, each of them once"),
+        (("--decoders", "unet", "unet"), "decoders needs at least one value, each of them once"),
         (("--decoders",), "decoders needs at least one value"),
         (("--decoders", "sparse-cnn"), "sparse-cnn has to be trained"),
         (("--mask", "loud"), "no policy is named 'loud'; there are random, mixed"),

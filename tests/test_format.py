@@ -105,7 +105,7 @@ def test_numbers_of_the_worked_example():
     count, coded = header.count(0), header.coded_count(0)
     p = (0 + 8 * (16 * coded / (n_bins * n_frames)) / 16) / 8
     split = int((1 - p) * ((2**24 - 2) / ((1 - p) + p))) + 1
-    point = int.from_bytes(DATA[120:124], "little") << 32 | int.from_bytes(DATA[124:128], "little")
+    point = int.from_bytes(DATA[124:128], "little") << 32 | int.from_bytes(DATA[128:132], "little")
     quantile = point // ((2**64 - 1) >> 24)
     assert quantile < split
     numbers = bytes(values[:6])

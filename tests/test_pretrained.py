@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from jaxsparse import pretrained
 from jaxsparse.decoders import DECODERS
 from jaxsparse.errors import JaxsparseError
 from jaxsparse.nn.network import n_parameters
+from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
 from jaxsparse.pretrained import (
     NAMES,
@@ -292,26 +294,30 @@ def test_the_card_of_another_network_is_refused(path, tmp_path, params):
 
 @pytest.mark.parametrize("name", ["random-99", "", "../random-95", "random-95.safetensors"])
 def test_an_unknown_name_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match="random-95, mixed"):
+    with pytest.raises(ValueError, match="unet, random-80"):
         load_pretrained(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_network_loads_and_says_what_it_is(name):
     decoder, params, card = load_pretrained(name)
-    assert n_parameters(params) == 30_849
+    expected = PyramidUNetConfig().build() if name == "unet" else sparse_cnn()
+    assert decoder is expected and n_parameters(params) == card.about["parameters"]
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    assert decoder is sparse_cnn() and decoder.halo == 12
     assert len(card.sha256) == 64
     settings = card.about["settings"]
-    assert card.masks == (settings["masks"],) and card.sparsity == tuple(settings["sparsity"])
+    # The thesis' networks were trained when a setting was one name.
+    masks = np.unique(np.atleast_1d(settings["masks"]))
+    assert sorted(card.masks) == masks.tolist() and card.sparsity == tuple(settings["sparsity"])
     for field in ("recipe", "command", "data", "training_seconds", "final_training_loss_db2"):
         assert card.about.get(field), f"the card of {name} does not say its {field}"
     assert "CC BY 4.0" in json.dumps(card.about), "the licence of what it was trained on"
 
 
-def test_shipped_networks_are_five_different_ones():
-    assert len({load_pretrained(name).card.sha256 for name in NAMES}) == 5
+def test_shipped_networks_are_different_and_small():
+    assert len({load_pretrained(name).card.sha256 for name in NAMES}) == len(NAMES)
+    folder = Path(pretrained.__file__).parent / "weights"
+    assert all((folder / f"{name}.safetensors").stat().st_size <= 2 * 2**20 for name in NAMES)
 
 
 @pytest.mark.parametrize(
@@ -339,11 +345,12 @@ def test_what_a_network_is_for_is_saved(tmp_path, params):
 @pytest.mark.parametrize(
     ("mask", "sparsity", "expected"),
     [
-        ("mixed", "0.95", ("mixed", True)),
-        ("mixed", "0.799", ("mixed", False)),
-        ("random", 0.85, ("random-85", True)),
-        ("random", "0.93", ("random-95", False)),
-        ("contrast", "0.9", ("mixed", False)),
+        ("mixed", "0.95", ("unet", True)),
+        ("mixed", "0.799", ("unet", False)),
+        ("random", 0.85, ("unet", True)),
+        ("random", "0.79", ("unet", False)),
+        ("contrast", "0.9", ("unet", True)),
+        ("unheard of", "0.9", ("unet", False)),
     ],
 )
 def test_the_network_whose_card_fits_best_is_chosen(mask, sparsity, expected):
@@ -358,7 +365,7 @@ def test_an_interpolation_needs_no_weights(name):
 
 
 def test_decoders_are_loaded_by_name_and_by_path(path, params):
-    assert load_decoder("mixed").decoder is sparse_cnn()
+    assert load_decoder("random-80").decoder is sparse_cnn()
     assert_identical(load_decoder(path).params, params)
     with pytest.raises(JaxsparseError, match="has to be trained"):
         load_decoder("sparse-cnn")

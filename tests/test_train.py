@@ -13,7 +13,7 @@ from jaxsparse.masks import count_observed, project_to_count
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
 from jaxsparse.pretrained import load_weights
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import STFTConfig
+from jaxsparse.stft import STFTConfig, stft
 from train import loop, rebuild_splits
 from train.main import main
 from train.settings import RECIPES, Settings
@@ -138,13 +138,104 @@ def test_crops_are_parts_of_the_clip(settings, key):
     audio = jax.random.normal(key, (8_000,))
     settings = dataclasses.replace(settings, masks=("mixed",), crops_per_clip=2)
     examples = loop.make_examples(settings, key, audio)
-    from jaxsparse.stft import stft
-
     whole = np.asarray(log_power(stft(audio, STFTConfig())))
     windows = np.lib.stride_tricks.sliding_window_view(whole, (40, 24))
     for crop in np.asarray(examples.spectrogram):
         first = np.argwhere(np.isclose(windows[:, :, 0, 0], crop[0, 0], atol=1e-3))
         assert any(np.allclose(windows[i, j], crop, atol=1e-3) for i, j in first)
+
+
+def test_policies_shares_and_gains_are_drawn_for_each_clip(settings, key):
+    """Of four clips alike, each has its own."""
+    kinds = ("random", "mixed")
+    settings = dataclasses.replace(
+        settings, masks=kinds, share=(0.2, 1.0), sparsity=(0.8, 0.98), gain_db=10.0, crop=None
+    )
+    clip = jax.random.normal(key, (8_000,))
+    keys = jax.random.split(key, 12)
+    made = jax.jit(lambda *args: loop.make_batch(settings, *args))
+    audio, examples = made(keys, jnp.broadcast_to(clip, (12, 8_000)))
+    gains = 20 * np.log10(np.abs(np.asarray(audio)).max(1) / np.abs(np.asarray(clip)).max())
+    assert np.abs(gains).max() <= 10.001 and np.ptp(gains) > 8
+    found = np.asarray(log_power(stft(audio[3], STFTConfig())))
+    np.testing.assert_allclose(examples.spectrogram[3], found, atol=1e-3)
+    size = found.size
+    kept = np.asarray(examples.mask.sum((1, 2)))
+    assert kept.min() >= count_observed((size,), 0.98) and kept.max() <= count_observed(
+        (size,), 0.8
+    )
+    # As many below their geometric mean as above it: the logarithm is uniform.
+    assert 2 <= (kept < size * np.sqrt(0.02 * 0.2)).sum() <= 10
+    shares = []
+    for spectrogram, mask, count in zip(*examples, kept, strict=True):
+        loudest = project_to_count(spectrogram, int(count))
+        shares.append(float((mask & loudest).sum() / count))
+    random = [share for share in shares if share < 0.25]
+    assert 2 <= len(random) <= 10 and max(shares) - min(set(shares) - set(random)) > 0.2
+
+
+def test_a_policy_that_is_drawn_alone_keeps_its_share(settings, key):
+    settings = dataclasses.replace(settings, masks=("loudest",), share=(0.2, 0.3), crop=None)
+    audio = jax.random.normal(key, (8_000,))
+    (spectrogram,), (mask,) = loop.make_examples(settings, key, audio)
+    np.testing.assert_array_equal(mask, project_to_count(spectrogram, int(mask.sum())))
+
+
+def test_snapshots_and_what_a_network_started_from(run, settings, corpus):
+    """In bfloat16, of which the next run starts in float32."""
+    settings = dataclasses.replace(
+        settings,
+        steps=2,
+        snapshot_every=1,
+        save_dtype="bfloat16",
+        masks=("random", "mixed", "random"),
+        clip_norm=1e-9,
+        weight_decay=0.0,
+        init_from=run / "network.safetensors",
+    )
+    network = load_weights(loop.train(settings))
+    assert network.card.masks == ("random", "mixed")
+    started = network.card.about["started_from"]
+    assert started["command"] == load_weights(run / "network.safetensors").card.about["command"]
+    assert started["training_seconds"] > 0
+    snapshots = sorted((settings.workdir / "snapshots").glob("*.safetensors"))
+    assert [path.stem for path in snapshots] == ["000001", "000002"]
+    assert snapshots[0].stat().st_size < 0.6 * (run / "network.safetensors").stat().st_size
+    # Gradients of no size still move Adam by a learning rate a step, and rounding by 2^-9.
+    before, after = (
+        load_weights(path).params for path in (run / "network.safetensors", snapshots[1])
+    )
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert b.dtype == jnp.float32
+        np.testing.assert_allclose(b, a, rtol=2**-8, atol=2 * settings.learning_rate)
+
+
+def test_gradients_are_clipped_as_the_settings_say(settings):
+    """Adam doesn't see their size, but how much of the mean of squares the last one is."""
+    gradients = [{"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([300.0, 400.0])}]
+    updates = {}
+    for clip_norm in (0.0, 5.0):
+        optimizer = loop.make_optimizer(
+            dataclasses.replace(settings, clip_norm=clip_norm, weight_decay=0.0)
+        )
+        params = {"w": jnp.zeros(2)}
+        state = optimizer.init(params)
+        for gradient in gradients:
+            found, state = optimizer.update(gradient, state, params)
+        updates[clip_norm] = np.asarray(found["w"])
+    np.testing.assert_allclose(updates[5.0], [-3e-3, -3e-3], rtol=1e-4)
+    assert np.abs(updates[0.0]).max() < 0.9 * 3e-3
+
+
+@pytest.mark.parametrize("name", ["pyramid", "pyramid-sound"])
+def test_recipes_of_the_pyramid(name, tmp_path):
+    recipe = Settings(tmp_path, tmp_path, **RECIPES[name])
+    assert STFTConfig().n_frames(recipe.n_samples) == 96
+    assert (recipe.sparsity, recipe.share) == ((0.8, 0.98), (0.1, 0.9))
+
+
+def test_a_single_step_has_a_schedule(settings):
+    loop.make_optimizer(dataclasses.replace(settings, schedule="cosine", steps=1))
 
 
 def test_card_says_how_it_was_made(run):
@@ -185,6 +276,10 @@ def test_a_workdir_with_a_run_is_not_overwritten(run, corpus, capsys):
         (["--sparsitty", "0.9"], "sparsitty"),
         (["--sparsity", "1.5"], "sparsity"),
         (["--masks", "loud"], "no policy is named 'loud'"),
+        (["--share", "0.5"], "share takes the two ends"),
+        (["--gain-db", "61"], "gain_db must be from 0 to 60"),
+        (["--beta2", "1"], "beta2 must be between"),
+        (["--clip-norm", "-1"], "clip_norm"),
         (["--recipe", "slow"], "recipe"),
         (["--checkpoint-every", "0"], "checkpoint_every"),
         (["--workers", "-1"], "workers"),

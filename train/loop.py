@@ -150,7 +150,7 @@ def _save_network(settings: Settings, path: Path, params: Params, card: dict[str
         saved,
         settings.decoder,
         {**card, "parameters": n_parameters(params)},
-        masks=settings.masks,
+        masks=tuple(dict.fromkeys(settings.masks)),
         sparsity=settings.sparsity,
     )
 
@@ -364,7 +364,7 @@ def _draw_count(settings: Settings, key: PRNGKey, shape: tuple[int, ...]) -> Int
 def _schedule(settings: Settings) -> optax.Schedule:
     if settings.schedule == "constant":
         return optax.constant_schedule(settings.learning_rate)
-    warmup = max(settings.steps // 20, 1)
+    warmup = min(max(settings.steps // 20, 1), settings.steps - 1)
     return optax.warmup_cosine_decay_schedule(
         settings.learning_rate / 25, settings.learning_rate, warmup, settings.steps
     )
@@ -595,6 +595,7 @@ def _card(
         f"{len(loader.skipped)} skipped",
         "data_note": settings.data_note,
         "command": _command(settings, recipe),
+        **_started_from(settings),
         "recipe": recipe,
         "settings": _identity(settings),
         "loss": format_loss(terms),
@@ -604,6 +605,15 @@ def _card(
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "jax": jax.__version__,
     }
+
+
+def _started_from(settings: Settings) -> dict[str, Any]:
+    """What is known of the making of the network that a run started from."""
+    if settings.init_from is None:
+        return {}
+    about = load_weights(settings.init_from).card.about
+    known = ("data", "command", "started_from", "training_seconds", "final_training_loss", "device")
+    return {"started_from": {name: about[name] for name in known if name in about}}
 
 
 def _command(settings: Settings, recipe: str) -> str:

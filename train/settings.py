@@ -45,7 +45,8 @@ class Settings:
     # Share of bins hidden: one value, or the two ends of a range. From a range, the share of bins
     # that are kept is drawn with a uniform logarithm: as many masks keep 2 to 4 % as 4 to 8 %.
     sparsity: tuple[float, ...] = (0.95,)
-    # Policies that choose which bins are kept; of several, one is drawn for each example. random:
+    # Policies that choose which bins are kept; of several, one is drawn for each example, and a
+    # policy that is named twice is drawn twice as often. random:
     # drawn uniformly. mixed: half of them the loudest, half drawn from the others. contrast: half
     # of them those that stand out most.
     masks: tuple[str, ...] = ("random",)
@@ -166,6 +167,24 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sparsity": (0.8, 0.98),
         "gain_db": 8.0,
         "learning_rate": 2e-3,
+        "schedule": "cosine",
+        "weight_decay": 1e-4,
+        "beta2": 0.98,
+        "clip_norm": 10.0,
+        "save_dtype": "bfloat16",
+        "decoder": PyramidUNetConfig(),
+    },
+    # Its second stage: the network goes on to what its sound is judged by, on masks of more kinds.
+    "pyramid-sound": {
+        "loss": "mse+surrogate+stoi",
+        "steps": 1_500,
+        "batch_size": 4,
+        "n_samples": 24_320,
+        "masks": ("random", "blue-noise", "mixed", "contrast", "densification", "densification"),
+        "share": (0.1, 0.9),
+        "sparsity": (0.8, 0.98),
+        "gain_db": 8.0,
+        "learning_rate": 5e-4,
         "schedule": "cosine",
         "weight_decay": 1e-4,
         "beta2": 0.98,

@@ -56,7 +56,7 @@ class CodecSettings:
         mask: Policy that chooses the bins, a name of `jaxsparse.policies.POLICIES`. What it draws
             is drawn by the seed and costs no bits.
         phase_threshold: Phases of bins more than so many dB below the maximum of their segment
-            are not stored (the thesis: 60, 65, 70 or 75); None stores all.
+            are not stored (the thesis: 60, 65, 70 or 75), which are hardly heard; None stores all.
         seed: Of the drawn positions, from 0 to 2^64 - 1.
         value_step_db: Step of the quantizer of kept values, 0.05 to 10 dB in thousandths.
         phase_bits: Bits of a stored phase, 1 to 12.
@@ -69,8 +69,8 @@ class CodecSettings:
     """
 
     sparsity: str | float = "0.95"
-    mask: str = "mixed"
-    phase_threshold: int | None = None
+    mask: str = "densification"
+    phase_threshold: int | None = 75
     seed: int = 0
     value_step_db: float | int = 0.5
     phase_bits: int = 4
@@ -347,7 +347,8 @@ def _quantize(
         for place in (channel, index):
             key = jax.random.fold_in(key, place)
         count = header.coded_count(index)
-        chosen = np.asarray(policy(key, jnp.asarray(db), count))
+        given = padded if getattr(policy, "takes_padding", False) else db
+        chosen = np.asarray(policy(key, jnp.asarray(given), count))[:, :n_frames]
         if chosen.dtype != bool or np.count_nonzero(chosen) != count:
             raise JaxsparseError(f"the policy's mask doesn't keep exactly {count} bins")
     mask = complete_mask(header, channel, index, chosen)
@@ -522,4 +523,3 @@ def _completion(
         return overlap_add(windowed_frames(spectrum, config), config.hop_length)
 
     return then(decoder, finish)
-

@@ -50,7 +50,7 @@ _SPARSITIES = (
         b"0." + b"1" * 253,
     ),
 )
-_NETWORKS = (b"mixed", b"random-95", b"", b"../mixed", b"a" * 64, b"a" * 65, b"m\0xed", b"\xe4")
+_NETWORKS = (b"random-90", b"random-95", b"", b"../mixed", b"a" * 64, b"a" * 65, b"m\0xed", b"\xe4")
 
 
 def _limits(field: Field) -> tuple[int, int]:
