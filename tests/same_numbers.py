@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxsparse import audio, codec, masks, metrics, policies
 from jaxsparse.codec import container
-from jaxsparse.pretrained import load_pretrained
+from jaxsparse.pretrained import load_decoder
 from jaxsparse.reconstruct import reconstruct_spectrogram
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import istft, stft
@@ -54,7 +54,7 @@ def measure() -> dict[str, Any]:
     data = codec.compress(signal[:, None], 16_000, SETTINGS)
     restored = {
         f"{name} {kept}": _reconstruct(name, db, mask, kept == "put back")
-        for name, mask in (("random-95", random), ("random-80", mixed))
+        for name, mask in (("random-95", random), ("pyramid", mixed))
         for kept in ("put back", "not put back")
     }
     sounds = {
@@ -109,7 +109,7 @@ def _integers() -> jax.Array:
 
 
 def _reconstruct(name: str, db: jax.Array, mask: jax.Array, keep_observed: bool) -> jax.Array:
-    network = load_pretrained(name)
+    network = load_decoder(name)
     with jax.default_matmul_precision("highest"):
         return jax.jit(reconstruct_spectrogram, static_argnums=0, static_argnames="keep_observed")(
             network.decoder, network.params, db, mask, keep_observed=keep_observed

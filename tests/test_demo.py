@@ -156,7 +156,7 @@ def test_page_stands_on_its_own(made):
     players = [(made / "out" / f"{name}.wav").read_bytes() for name in ("original", *demo.MASKS)]
     assert page.files("audio/wav") == players
     pictures = page.files("image/png")
-    for name in ("original", "random-stored", "mixed-decoded"):
+    for name in ("original", "random-stored", "densification-decoded"):
         assert (made / "out" / f"{name}.png").read_bytes() in pictures
 
 
