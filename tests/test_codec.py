@@ -18,6 +18,7 @@ from jaxsparse.codec import CodecSettings, container, stream
 from jaxsparse.codec.segment import Segment, complete_mask, decode_segment, encode_segment
 from jaxsparse.errors import AudioError, ContainerError, JaxsparseError
 from jaxsparse.masks import count_observed
+from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
 from jaxsparse.plausible import HEADROOM_DB
 from jaxsparse.pretrained import NAMES, Card, Pretrained
@@ -98,12 +99,23 @@ def test_rate_channels_and_length_come_back(sample_rate, n_samples, channels):
         assert snr(expected[:, channel], decoded[:, channel]) > 40
 
 
-@pytest.mark.parametrize("keep_observed", [True, False])
-def test_segments_agree_with_the_whole_at_once(keep_observed):
+def strided():
+    """A network that sees other things where it is cut elsewhere."""
+    network = PyramidUNetConfig(features=(2, 3)).build()
+    params = jax.jit(network.init)(jax.random.key(1))
+    moved = jax.tree.map(lambda p: p + 0.2 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
+    return Pretrained(network, moved, Card(SHA256))
+
+
+@pytest.mark.parametrize(
+    ("network", "keep_observed"), [(untrained, True), (untrained, False), (strided, False)]
+)
+def test_segments_agree_with_the_whole_at_once(network, keep_observed):
     """Segments, halo and overlap-add give what one pass over the whole clip gives."""
+    network = network()
     samples = speechlike(150_000)
-    settings = CodecSettings(sparsity="0.9", keep_observed=keep_observed, phase_threshold=60)
-    data = compress(samples, settings=settings)
+    settings = CodecSettings("0.9", "mixed", keep_observed=keep_observed, phase_threshold=60)
+    data = codec.compress(samples, 16_000, settings, decoder=network)
     header, parts = container.unpack(data)
     assert header.n_segments == 2 and header.n_frames == 586
     segments = [decode_segment(header, 0, i, part) for i, part in enumerate(parts)]
@@ -112,17 +124,16 @@ def test_segments_agree_with_the_whole_at_once(keep_observed):
         for name in ("levels", "mask", "phases")
     )
     spectrogram = jnp.asarray(levels * 0.5, jnp.float32)
-    network = untrained()
-    halo = network.decoder.halo
-    assert halo is not None
     with jax.default_matmul_precision("highest"):
         completed = jax.jit(network.decoder.apply)(network.params, spectrogram, jnp.asarray(mask))
     # What is not among the loudest bins of its segment is not louder than these, and nothing is
     # more than 80 dB below the loudest that the window of the segment keeps.
     capped = []
-    for segment, start in zip(segments, (0, 302), strict=True):
+    for index, (segment, start) in enumerate(zip(segments, (0, 302), strict=True)):
         limit = jnp.where(segment.chosen, jnp.inf, segment.levels[segment.chosen].min() * 0.5)
-        window = slice(max(start - halo, 0), start + 302 + halo)
+        first, end = stream._window_frames(network.decoder, header, index)
+        assert first % network.decoder.alignment == 0
+        window = slice(max(first, 0), end)
         floor = spectrogram[:, window][mask[:, window]].max() - 80
         capped.append(jnp.clip(completed[:, start : start + 302], floor, limit))
     completed = jnp.concatenate(capped, axis=1)
@@ -130,7 +141,7 @@ def test_segments_agree_with_the_whole_at_once(keep_observed):
         completed = jnp.where(mask, spectrogram, completed)
     phase = jnp.asarray(phases * (2 * np.pi / 16), jnp.float32)
     expected = np.asarray(to_waveform(completed, phase, STFTConfig(), length=150_000))
-    decoded, _ = decompress(data)
+    decoded, _ = codec.decompress(data, decoder=network)
     assert np.abs(expected).max() > 0.1
     # The same sums in another order.
     np.testing.assert_allclose(decoded[:, 0], expected, atol=3e-6 * np.abs(expected).max())

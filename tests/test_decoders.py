@@ -54,6 +54,11 @@ def built(kind):
     return decoder, jax.jit(decoder.init)(jax.random.key(0))
 
 
+def applied(decoder):
+    """Its function, compiled where it can be."""
+    return decoder.apply if decoder.on_host else jax.jit(decoder.apply)
+
+
 def example(seed=0, shape=SHAPE):
     levels = -30 + 10 * jax.random.normal(jax.random.key(seed), shape)
     return levels, random_mask(jax.random.key(seed + 1), shape, shape[0] * shape[1] // 5)
@@ -72,29 +77,32 @@ def test_a_decoder_is_what_its_config_says(kind):
 @each
 def test_what_a_mask_hides_does_not_matter(kind):
     decoder, params = built(kind)
+    apply = applied(decoder)
     levels, mask = example()
-    completed = decoder.apply(params, levels, mask)
+    completed = apply(params, levels, mask)
     assert completed.shape == SHAPE and jnp.isfinite(completed).all()
-    hidden = decoder.apply(params, jnp.where(mask, levels, jnp.nan), mask)
+    hidden = apply(params, jnp.where(mask, levels, jnp.nan), mask)
     np.testing.assert_array_equal(hidden, completed)
-    assert jnp.isfinite(decoder.apply(params, levels, jnp.zeros(SHAPE, bool))).all()
+    assert jnp.isfinite(apply(params, levels, jnp.zeros(SHAPE, bool))).all()
 
 
 @each
 def test_padding_is_never_observed(kind):
     """Frames behind the end hold anything, and what is valid comes out as without them."""
     decoder, params = built(kind)
+    apply = applied(decoder)
     levels, mask = example()
     pads = ((0, 0), (0, 8))
     padded = jnp.pad(levels, pads, constant_values=99.0), jnp.pad(mask, pads, constant_values=True)
     valid = jnp.pad(jnp.ones(SHAPE, bool), pads)
-    completed = decoder.apply(params, *padded, valid)[:, : SHAPE[1]]
-    np.testing.assert_allclose(completed, decoder.apply(params, levels, mask), atol=1e-3)
+    completed = apply(params, *padded, valid)[:, : SHAPE[1]]
+    np.testing.assert_allclose(completed, apply(params, levels, mask), atol=1e-3)
 
 
 @each
 def test_a_batch_is_a_loop(kind):
     decoder, params = built(kind)
+    apply = applied(decoder)
     levels, masks = (jnp.stack(each) for each in zip(example(0), example(5), strict=True))
     found = batched(decoder)(params, levels, masks)
     for i in range(2):
@@ -104,8 +112,7 @@ def test_a_batch_is_a_loop(kind):
         np.testing.assert_allclose(found[i], expected, atol=1e-3)
     scores = evaluate_masks(decoder, params, levels[0], masks)
     errors = [
-        jnp.square(levels[0] - jnp.where(m, levels[0], decoder.apply(params, levels[0], m)))
-        for m in masks
+        jnp.square(levels[0] - jnp.where(m, levels[0], apply(params, levels[0], m))) for m in masks
     ]
     np.testing.assert_allclose(scores, [error.mean() for error in errors], rtol=1e-4)
 

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 SHAPE = (41, 33)
 UNET = PyramidUNetConfig(features=(4, 6))
+compiled_fill = jax.jit(fill, static_argnames="config")
 
 
 def levels(shape=SHAPE, seed=0):
@@ -92,7 +93,7 @@ def test_fill_agrees_with_a_slow_reference(shape, soft, key):
     mask = jax.random.uniform(key, shape) ** 4 if soft else kept(shape)
     weights = np.asarray(mask, np.float64)
     expected = slow_fill(np.asarray(x, np.float64), weights, np.ones(shape, bool), 4, 11, -25.0)
-    np.testing.assert_allclose(jax.jit(fill)(x, mask), expected, atol=1e-4)
+    np.testing.assert_allclose(compiled_fill(x, mask), expected, atol=1e-4)
 
 
 @each_odd
@@ -101,27 +102,29 @@ def test_fill_of_odd_masks_agrees_with_a_slow_reference(mask):
     config = PyramidConfig(levels=4, time_levels=2)
     weights = mask.astype(np.float64)
     expected = slow_fill(np.asarray(x, np.float64), weights, np.ones(SHAPE, bool), 2, 4, -25.0)
-    np.testing.assert_allclose(fill(x, jnp.asarray(mask), config=config), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        compiled_fill(x, jnp.asarray(mask), config=config), expected, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("config", [PyramidConfig(), UNET])
 def test_kept_bins_are_exact(config):
     decoder, x, mask = config.build(), levels(), kept()
-    completed = decoder.apply(decoder.init(jax.random.key(0)), x, mask)
+    completed = jax.jit(decoder.apply)(decoder.init(jax.random.key(0)), x, mask)
     np.testing.assert_array_equal(completed[mask], x[mask])
 
 
 def test_fill_stays_between_the_kept_bins():
     for sparsity in ("0.5", "0.9", "0.99"):
         x, mask = levels(), kept(sparsity=sparsity)
-        filled = fill(x, mask)
+        filled = compiled_fill(x, mask)
         assert x[mask].min() - 1e-4 <= filled.min() and filled.max() <= x[mask].max() + 1e-4
 
 
 def test_fill_knows_a_bin_that_is_far_away():
     """In frequency at any distance, in time within the largest cells."""
     mask = jnp.zeros((1025, 64), bool).at[3, 3].set(True)
-    filled = fill(jnp.full(mask.shape, -60.0), mask)
+    filled = compiled_fill(jnp.full(mask.shape, -60.0), mask)
     assert filled[:, :4].max() < -50
     np.testing.assert_array_equal(filled[:, 32:], -25)
 
@@ -130,7 +133,9 @@ def test_gradients_of_the_fill(key):
     x, mask = levels((9, 7)), jax.random.uniform(key, (9, 7), minval=0.1, maxval=0.6)
     with jax.enable_x64(True):
         x, mask = (jnp.asarray(np.asarray(a), jnp.float64) for a in (x, mask))
-        check_grads(lambda x, mask: fill(jnp.asarray(x), jnp.asarray(mask)), (x, mask), 1, eps=1e-6)
+        check_grads(
+            lambda x, mask: compiled_fill(jnp.asarray(x), jnp.asarray(mask)), (x, mask), 1, eps=1e-6
+        )
 
 
 def test_gradients_of_the_network_are_finite_for_soft_and_nearly_empty_masks(key):
@@ -138,7 +143,7 @@ def test_gradients_of_the_network_are_finite_for_soft_and_nearly_empty_masks(key
     params = trained(decoder)
 
     def error(x, mask):
-        return jnp.square(decoder.apply(params, x, mask) + 30).mean()
+        return jnp.square(jax.jit(decoder.apply)(params, x, mask) + 30).mean()
 
     soft = jax.random.uniform(key, SHAPE)
     for mask in (soft, jnp.zeros(SHAPE), 1e-30 * soft, jnp.ones(SHAPE)):
@@ -151,9 +156,9 @@ def test_a_hard_mask_is_a_soft_one_of_zeros_and_ones():
     for config in (PyramidConfig(), UNET):
         decoder, x, mask = config.build(), levels(), kept()
         params = trained(decoder)
-        hard = decoder.apply(params, jnp.where(mask, x, jnp.nan), mask)
+        hard = jax.jit(decoder.apply)(params, jnp.where(mask, x, jnp.nan), mask)
         np.testing.assert_allclose(
-            decoder.apply(params, x, mask.astype(jnp.float32)), hard, atol=1e-4
+            jax.jit(decoder.apply)(params, x, mask.astype(jnp.float32)), hard, atol=1e-4
         )
 
 
@@ -177,7 +182,7 @@ def test_padding_is_not_observed_on_either_axis(config, pads):
     padded = jnp.pad(x, pads, constant_values=jnp.nan), jnp.pad(mask, pads, constant_values=True)
     valid = jnp.pad(jnp.ones(SHAPE, bool), pads)
     completed = jax.jit(decoder.apply)(params, *padded, valid)[: SHAPE[0], : SHAPE[1]]
-    np.testing.assert_allclose(completed, decoder.apply(params, x, mask), atol=2e-4)
+    np.testing.assert_allclose(completed, jax.jit(decoder.apply)(params, x, mask), atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +208,7 @@ def test_no_mask_makes_the_network_explode(mask):
     """Whatever its parameters are, it stays within its limits of the fill."""
     decoder, x, mask = UNET.build(), levels(), jnp.asarray(mask)
     params = trained(decoder, scale=100.0)
-    filled, completed = fill(x, mask), decoder.apply(params, x, mask)
+    filled, completed = compiled_fill(x, mask), jax.jit(decoder.apply)(params, x, mask)
     assert completed.max() - filled.max() <= UNET.most_above + 1e-3
     assert jnp.all(completed <= filled + UNET.most_above + 1e-3)
     assert jnp.all(completed >= filled - UNET.most_below - 1e-3)
@@ -212,17 +217,19 @@ def test_no_mask_makes_the_network_explode(mask):
 def test_training_starts_at_the_fill():
     for shape in (SHAPE, (1, 1), (16, 8)):
         decoder, x, mask = UNET.build(), levels(shape), kept(shape, "0.7")
-        completed = decoder.apply(decoder.init(jax.random.key(0)), x, mask)
-        np.testing.assert_allclose(completed, fill(x, mask), atol=1e-4)
+        completed = jax.jit(decoder.apply)(decoder.init(jax.random.key(0)), x, mask)
+        np.testing.assert_allclose(completed, compiled_fill(x, mask), atol=1e-4)
     blank = PyramidUNetConfig((4,), start_from_fill=False).build()
-    completed = blank.apply(blank.init(jax.random.key(0)), levels(), kept())
+    completed = jax.jit(blank.apply)(blank.init(jax.random.key(0)), levels(), kept())
     np.testing.assert_array_equal(completed[~kept()], -25)
 
 
 def test_the_network_hears_how_high_a_bin_lies():
     """The same surroundings give other levels elsewhere."""
     decoder = UNET.build()
-    completed = decoder.apply(trained(decoder), jnp.full((1024, 16), -25.0), kept((1024, 16), "1"))
+    completed = jax.jit(decoder.apply)(
+        trained(decoder), jnp.full((1024, 16), -25.0), kept((1024, 16), "1")
+    )
     inner = completed[100:-100]
     assert inner.max() - inner.min() > 0.1
 
