@@ -25,6 +25,8 @@ from jaxsparse.errors import JaxsparseError
 from jaxsparse.masks import count_observed, random_mask
 from jaxsparse.metrics import ScorePool
 from jaxsparse.nn.network import from_module
+from jaxsparse.nn.pyramid import fill
+from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
 from jaxsparse.policies import POLICIES
 from jaxsparse.pretrained import WeightsError, load_decoder, save_weights
@@ -131,6 +133,24 @@ def test_a_search_takes_it(kind, tmp_path):
     assert found.best.loss < found.history["mean"][0]
     again = run(search, jax.random.key(2), steps=3, folder=tmp_path)
     assert again.steps == 3
+
+
+def test_no_search_makes_the_network_explode():
+    """A mask that a gradient found for the loudest output stays within the limits."""
+    decoder, params, _ = load_decoder("unet")
+    levels, _ = example()
+    limits = decoder.config
+    assert isinstance(limits, PyramidUNetConfig)
+
+    def loudest(mask):
+        return -jnp.max(decoder.apply(params, levels, mask)), None
+
+    search = lagrangian(loudest, SHAPE, 60, updates_per_step=5)
+    mask = run(search, jax.random.key(0), steps=2).mask(SHAPE)
+    completed, filled = jax.jit(decoder.apply)(params, levels, mask), fill(levels, mask)
+    assert jnp.all(completed <= filled + limits.most_above + 1e-3)
+    assert jnp.all(completed >= filled - limits.most_below - 1e-3)
+    assert completed.max() <= levels[mask].max() + limits.most_above
 
 
 def test_what_runs_on_the_host_can_not_be_traced():
