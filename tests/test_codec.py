@@ -495,7 +495,7 @@ def test_a_square_wave_begins_at_its_own_level():
     square = np.sign(np.sin(2 * np.pi * 200 * time + 0.1)).astype(np.float32)[:, None]
     for mask in ("mixed", "random"):
         data = codec.compress(square, 16_000, CodecSettings(mask=mask))
-        assert np.abs(codec.decompress(data)[0]).max() < 2
+        assert np.abs(codec.decompress(data)[0][:8_000]).max() < 2
 
 
 def test_accurate_network_is_left_alone():
