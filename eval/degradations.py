@@ -42,9 +42,9 @@ class Degraded(NamedTuple):
 def degrade(name: str, signal: np.ndarray, seed: int = 0) -> Iterator[Degraded]:
     """Yields a clip's degradations, alike for the same name and seed.
 
-    Random masks at 80 to 95 % go through the networks for them, mixed ones at 80 and 95 % through
-    theirs, with bins put back. No network is made for the holes of clustered masks, which the
-    nearest bins fill. The phases are the original ones.
+    Random masks at 80 to 95 % go through the thesis' networks for them, mixed ones at 80 and 95 %
+    through the one for all masks, with bins put back. No network is made for the holes of clustered
+    masks, which the nearest bins fill. The phases are the original ones.
 
     Args:
         name: Of the clip.
@@ -86,7 +86,7 @@ def _masked(rng: np.random.Generator, signal: np.ndarray) -> Iterator[Degraded]:
         yield Degraded("clustered mask", sparsity, sound("nearest", mask, True))
     for sparsity in (SPARSITIES[0], SPARSITIES[-1]):
         mask = mixed(_key(rng), dense, count_observed(dense.shape, sparsity))
-        yield Degraded("mixed mask", sparsity, sound("mixed", mask, True))
+        yield Degraded("mixed mask", sparsity, sound("unet", mask, True))
 
 
 def _synthesis(signal: np.ndarray) -> tuple[Callable[..., np.ndarray], jax.Array]:

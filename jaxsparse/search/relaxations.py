@@ -113,17 +113,44 @@ def _shifted(steepness: Array, scores: Array, count: Array, update: Array) -> Ar
     logit = jnp.log(target) - jnp.log1p(-target)
     # From the shift at which no entry is below the target to that at which none is above.
     offset = jnp.clip(logit, -_LOGIT_LIMIT, _LOGIT_LIMIT) / steepness
-    low = lax.stop_gradient(jnp.min(scores) - offset)
-    high = lax.stop_gradient(jnp.max(scores) - offset)
+    bracket = jnp.min(scores) - offset, jnp.max(scores) - offset
+    return _of_mean(lambda x: jax.nn.sigmoid(steepness * x), scores, target, bracket)
+
+
+def projection(steepness: Setting = 1.0) -> Relaxation:
+    """Makes the point of {0 <= m <= 1, sum m = count} that is nearest to n times the scores.
+
+    It is ``clip(n (x - tau), 0, 1)`` (Wang and Lu, 2015, "Projection onto the capped simplex"),
+    with tau found by bisection, and so its derivative is exact too: where 0 < m < 1, n times the
+    cotangent less its mean there, and zero elsewhere. Most entries are 0 or 1 already, so that
+    little is lost by rounding; those have no gradient.
+
+    Args:
+        steepness: n.
+    """
+    return Relaxation(Partial(_projected, as_float(steepness)))
+
+
+def _projected(steepness: Array, scores: Array, count: Array, update: Array) -> Array:
+    target = as_float(count) / scores.size
+    # At the one end all entries are 1, at the other all are 0.
+    bracket = jnp.min(scores) - 1 / steepness, jnp.max(scores)
+    return _of_mean(lambda x: jnp.clip(steepness * x, 0, 1), scores, target, bracket)
+
+
+def _of_mean(
+    rise: Callable[[Array], Array], scores: Array, target: Array, bracket: tuple[Array, Array]
+) -> Array:
+    """Shifts scores so that the mean of `rise` of them is the target; differentiable."""
+    low, high = map(lax.stop_gradient, bracket)
 
     def excess(shift: Array) -> Array:
-        return jnp.mean(jax.nn.sigmoid(steepness * (scores - shift))) - target
+        return jnp.mean(rise(scores - shift)) - target
 
     def solve(excess: Callable, _: Array) -> Array:
         return _bisect(excess, low, high)
 
-    shift = lax.custom_root(excess, low, solve, _solve_tangent)
-    return jax.nn.sigmoid(steepness * (scores - shift))
+    return rise(scores - lax.custom_root(excess, low, solve, _solve_tangent))
 
 
 def _bisect(excess: Callable, low: Array, high: Array) -> Array:
@@ -146,5 +173,6 @@ RELAXATIONS: dict[str, Callable[..., Relaxation]] = {
     "logistic": logistic,
     "straight-through": straight_through,
     "exact-sum": exact_sum,
+    "projection": projection,
 }
 """Constructors by name; each takes a `steepness`."""

@@ -1,6 +1,6 @@
 """What each part of the pyramid U-Net is good for.
 
-``python -m eval.ablations --data $JAXSPARSE_DATA --out RUN`` trains the network and variants of it
+``python -m train.ablations --data $JAXSPARSE_DATA --out RUN`` trains the network and variants of it
 for the same number of steps on ``DATA/train``, and compares them on ``DATA/valid``: without the
 fill, without the levels below the finest, trained on random masks alone, and with half and twice
 the channels. RUN gets a folder for each, and ``table.md`` beside ``rows.csv`` in ``evaluation``.
@@ -117,10 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; the exit codes are those of `run_command`."""
 
     def work() -> str:
-        settings = parse_settings(Settings, "eval.ablations", __doc__, argv)
+        settings = parse_settings(Settings, "train.ablations", __doc__, argv)
         return reconstruction.run_text(train_variants(settings))
 
-    return run_command("eval.ablations", work)
+    return run_command("train.ablations", work)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import pytest
 import soundfile
 from test_eval import voice
 
-from eval import ablations
 from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.pretrained import load_decoder
+from train import ablations
 
 
 @pytest.fixture
