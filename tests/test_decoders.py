@@ -49,10 +49,14 @@ COUNT = 200
 each = pytest.mark.parametrize("kind", DECODERS.values(), ids=DECODERS)
 
 
+# What compiles in less time, and is of the same kind.
+NARROW: dict[type, DecoderConfig] = {PyramidUNetConfig: PyramidUNetConfig(features=(4, 6))}
+
+
 @functools.cache
 def built(kind):
     """A decoder and its parameters."""
-    decoder = kind().build()
+    decoder = NARROW.get(kind, kind()).build()
     return decoder, jax.jit(decoder.init)(jax.random.key(0))
 
 
@@ -68,7 +72,7 @@ def example(seed=0, shape=SHAPE):
 
 @each
 def test_a_decoder_is_what_its_config_says(kind):
-    decoder, _ = built(kind)
+    decoder = kind().build()
     assert isinstance(decoder, Decoder) and isinstance(decoder.config, DecoderConfig)
     assert decoder.config == kind() and kind().build() is decoder and hash(decoder) is not None
     assert DECODERS[name_of(decoder.config)] is kind
@@ -136,7 +140,7 @@ def test_a_search_takes_it(kind, tmp_path):
 
 
 def test_no_search_makes_the_network_explode():
-    """A mask that a gradient found for the loudest output stays within the limits."""
+    """A mask that was found for the loudest output stays within the limits."""
     decoder, params, _ = load_decoder("unet")
     levels, _ = example()
     limits = decoder.config
@@ -145,8 +149,8 @@ def test_no_search_makes_the_network_explode():
     def loudest(mask):
         return -jnp.max(decoder.apply(params, levels, mask)), None
 
-    search = lagrangian(loudest, SHAPE, 60, updates_per_step=5)
-    mask = run(search, jax.random.key(0), steps=2).mask(SHAPE)
+    search = genetic(loudest, SHAPE, 60, GeneticConfig(6))
+    mask = run(search, jax.random.key(0), steps=5).mask(SHAPE)
     completed, filled = jax.jit(decoder.apply)(params, levels, mask), fill(levels, mask)
     assert jnp.all(completed <= filled + limits.most_above + 1e-3)
     assert jnp.all(completed >= filled - limits.most_below - 1e-3)
