@@ -56,7 +56,8 @@ NARROW: dict[type, DecoderConfig] = {PyramidUNetConfig: PyramidUNetConfig(featur
 @functools.cache
 def built(kind):
     """A decoder and its parameters."""
-    decoder = NARROW.get(kind, kind()).build()
+    config = NARROW[kind] if kind in NARROW else kind()
+    decoder = config.build()
     return decoder, jax.jit(decoder.init)(jax.random.key(0))
 
 
