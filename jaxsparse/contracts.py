@@ -67,8 +67,8 @@ class Decoder:
     halo: int | None
     """Frames on each side that an output depends on, at most; None: on all of them."""
     alignment: int = 1
-    """Of cuts: of a spectrogram that starts at one of these multiples of frames, an output is what
-    it is of the whole."""
+    """Frames at whose multiples a spectrogram may be cut: at least `halo` frames behind such a cut,
+    outputs are those for the whole spectrogram."""
     on_host: bool = False
     """Whether it runs on the host: it has no gradient then, and can't be traced."""
 
@@ -77,9 +77,8 @@ class Decoder:
 class Policy(Protocol):
     """Chooses at once which bins to keep: a pure function of one spectrogram.
 
-    One that has the attribute ``takes_padding``, and it is true, may be given frames of -inf behind
-    the clip, of which it chooses none by their content while there are others; it is compiled for
-    fewer lengths then.
+    A policy with a true attribute ``takes_padding`` accepts frames of -inf behind the clip and
+    chooses none of their bins by score; the codec then pads clips, and compiles for fewer lengths.
     """
 
     def __call__(

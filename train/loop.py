@@ -296,15 +296,24 @@ def make_batch(
         The clips with their gains, and `crops_per_clip` stacked examples of each.
     """
 
-    # One after the other, so that of several policies only the one that is drawn is computed.
-    def make(clip: tuple[PRNGKey, Waveform]) -> tuple[Waveform, Example]:
-        key, audio = clip
+    def make(key: PRNGKey, audio: Waveform) -> tuple[Waveform, Example]:
         gain_key, key = jax.random.split(key)
         audio = audio * _draw_gain(settings, gain_key)
         return audio, make_examples(settings, key, audio)
 
-    audio, examples = jax.lax.map(make, (keys, audio))
+    audio, examples = _for_each(settings, make)(keys, audio)
     return audio, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), examples)
+
+
+def _for_each(settings: Settings, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps a function that draws masks over its arguments' first axis.
+
+    Of several policies only the one that is drawn is computed where examples are made one after
+    the other; a batch would compute them all.
+    """
+    if len(settings.masks) == 1:
+        return jax.vmap(function)
+    return lambda *arrays: jax.lax.map(lambda each: function(*each), arrays)
 
 
 def _draw_gain(settings: Settings, key: PRNGKey) -> Float[Array, ""]:
@@ -328,7 +337,7 @@ def make_examples(settings: Settings, key: PRNGKey, audio: Waveform) -> Example:
         mask = _draw_mask(settings, mask_key, spectrogram)
         return Example(cropped, jax.lax.dynamic_slice(mask, start, crop))
 
-    return jax.lax.map(cut, jax.random.split(key, settings.crops_per_clip))
+    return _for_each(settings, cut)(jax.random.split(key, settings.crops_per_clip))
 
 
 def _draw_mask(settings: Settings, key: PRNGKey, spectrogram: Spectrogram) -> HardMask:

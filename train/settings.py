@@ -46,9 +46,8 @@ class Settings:
     # that are kept is drawn with a uniform logarithm: as many masks keep 2 to 4 % as 4 to 8 %.
     sparsity: tuple[float, ...] = (0.95,)
     # Policies that choose which bins are kept; of several, one is drawn for each example, and a
-    # policy that is named twice is drawn twice as often. random:
-    # drawn uniformly. mixed: half of them the loudest, half drawn from the others. contrast: half
-    # of them those that stand out most.
+    # policy that is named twice is drawn twice as often. random: drawn uniformly. mixed: half of
+    # them the loudest, half drawn from the others. contrast: half of them stand out most.
     masks: tuple[str, ...] = ("random",)
     # Ends of a range to draw the share of bins from that a policy chooses by their content, instead
     # of its own share; policies that draw all bins or none keep theirs.
@@ -144,6 +143,20 @@ class Settings:
                 raise SettingsError(f"loss {name} needs n_samples of {shortest} at least")
 
 
+# One network for masks of all kinds, on crops of a second and a half.
+_PYRAMID: dict[str, Any] = {
+    "batch_size": 4,
+    "n_samples": 24_320,
+    "share": (0.1, 0.9),
+    "sparsity": (0.8, 0.98),
+    "gain_db": 8.0,
+    "schedule": "cosine",
+    "weight_decay": 1e-4,
+    "beta2": 0.98,
+    "clip_norm": 10.0,
+    "save_dtype": "bfloat16",
+    "decoder": PyramidUNetConfig(),
+}
 RECIPES: dict[str, dict[str, Any]] = {
     # The thesis' (4.2): 20 epochs of 9,000 clips are 11,250 steps of 16 whole spectrograms.
     "thesis": {},
@@ -157,40 +170,20 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
         "decoder": SparseCNNConfig(kernel_gradient="native"),
     },
-    # For two cores: one network for masks of all kinds, on crops of a second and a half.
+    # For two cores: learns the levels of hidden bins.
     "pyramid": {
-        "steps": 4_500,
-        "batch_size": 4,
-        "n_samples": 24_320,
+        **_PYRAMID,
+        "steps": 4_000,
         "masks": ("random", "mixed", "contrast"),
-        "share": (0.1, 0.9),
-        "sparsity": (0.8, 0.98),
-        "gain_db": 8.0,
         "learning_rate": 2e-3,
-        "schedule": "cosine",
-        "weight_decay": 1e-4,
-        "beta2": 0.98,
-        "clip_norm": 10.0,
-        "save_dtype": "bfloat16",
-        "decoder": PyramidUNetConfig(),
     },
     # Its second stage: the network goes on to what its sound is judged by, on masks of more kinds.
     "pyramid-sound": {
+        **_PYRAMID,
         "loss": "mse+surrogate+stoi",
         "steps": 1_500,
-        "batch_size": 4,
-        "n_samples": 24_320,
         "masks": ("random", "blue-noise", "mixed", "contrast", "densification", "densification"),
-        "share": (0.1, 0.9),
-        "sparsity": (0.8, 0.98),
-        "gain_db": 8.0,
-        "learning_rate": 5e-4,
-        "schedule": "cosine",
-        "weight_decay": 1e-4,
-        "beta2": 0.98,
-        "clip_norm": 10.0,
-        "save_dtype": "bfloat16",
-        "decoder": PyramidUNetConfig(),
+        "learning_rate": 1e-3,
     },
     # For two cores: a trained network goes on to what its sound is judged by, on whole spectrograms
     # of a second each.

@@ -58,7 +58,7 @@ class PyramidConfig:
         return 2**self.time_levels
 
     def multiply_adds(self, n_bins: int, n_frames: int) -> int:
-        """Counts the multiplications of numbers that are added up then, for one spectrogram."""
+        """Counts the multiply-adds for one spectrogram of this size."""
         total, height, width = 0, n_bins, n_frames
         for i in range(self.levels):
             # Up and down, levels and weights: a sum per bin, and 2 x 2 of an interpolation.
@@ -132,7 +132,7 @@ def observed(values: Plane, mask: Mask, weight: Plane) -> Plane:
 
 
 def pad_to_multiple(x: Shaped[Array, "H W *C"], stride: tuple[int, int]) -> Shaped[Array, "P Q *C"]:
-    """Appends zeros to the first two axes until they are multiples of the strides."""
+    """Appends zeros to the first two axes, up to multiples of the strides."""
     pads = [(0, -size % step) for size, step in zip(x.shape[:2], stride, strict=True)]
     return jnp.pad(x, [*pads, *[(0, 0)] * (x.ndim - 2)]) if any(p for _, p in pads) else x
 

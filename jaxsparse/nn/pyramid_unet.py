@@ -101,7 +101,7 @@ class PyramidUNetConfig:
         return PyramidConfig(prior=0.0) if self.start_from_fill else PyramidConfig(0, 0, 0.0)
 
     def multiply_adds(self, n_bins: int, n_frames: int) -> int:
-        """Counts the multiplications of numbers that are added up then, for one spectrogram."""
+        """Counts the multiply-adds for one spectrogram of this size."""
         step = 2 ** (len(self.features) - 1)
         cells = math.prod(
             step * -(-size // (step * own))
@@ -218,7 +218,7 @@ class PyramidUNet(nnx.Module):
         return completed[: shape[0], : shape[1]]
 
     def inputs(self, start: Plane, known: Plane, weight: Plane, exists: HardMask) -> Image:
-        """What the network sees of each bin: the fill, and the kept bins around."""
+        """Stacks what the network sees of each bin: the fill, and the kept bins nearby."""
         size = _MEAN_SIZE
         density = box_sum(weight, size) / jnp.maximum(box_sum(exists.astype(weight.dtype), size), 1)
         mean = box_sum(known, size) / (size**2 * density + 1e-3)
@@ -228,7 +228,7 @@ class PyramidUNet(nnx.Module):
         return jnp.where(exists[..., None], jnp.stack(planes, axis=-1), 0)
 
     def correct(self, planes: Image, exists: HardMask) -> Plane:
-        """The U-Net: from what is known to what is added, in units of the layers."""
+        """Applies the U-Net: from those planes to what is added to the fill."""
         config = self.config
         x = _to_channels(planes, config.cell)
         levels = [_any(exists, config.cell)]
@@ -281,7 +281,7 @@ def _any(exists: HardMask, cell: tuple[int, int]) -> Bool[Array, "P Q"]:
 
 
 def _waves(shape: tuple[int, ...], bins: int) -> Image:
-    """How high each cell lies, as cosines over frequency."""
+    """Says how high each cell lies, by cosines over frequency."""
     place = (np.arange(shape[0]) + 0.5) * bins / _WAVE_BINS
     waves = jnp.asarray(np.cos(math.pi * np.outer(place, np.arange(1, _N_WAVES + 1))), jnp.float32)
     return jnp.broadcast_to(waves[:, None], (*shape[:2], _N_WAVES))
