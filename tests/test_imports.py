@@ -14,6 +14,7 @@ LAYERS = (
     {"contracts", "hearing", "manifest", "settings"},
     {"audio", "stft", "spectrogram", "masks"},
     {"blue_noise", "densification", "plausible"},
+    {"nn.conv"},
     {"nn.sparse_conv"},
     {"nn.network"},
     # Architectures, one file each.

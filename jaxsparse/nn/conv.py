@@ -1,7 +1,7 @@
 """The plain convolution of one example, with a kernel gradient that is fast on a CPU."""
 
 import functools
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 KernelGradient: TypeAlias = Literal["auto", "native"]
 
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Positions of which patches are collected at a time: a few hundred kilobytes, which stay in cache.
 _POSITIONS = 384
 
@@ -29,32 +29,35 @@ def conv(
         kernel_gradient: ``"auto"`` takes our own kernel gradient on the CPU, where XLA's is slow;
             it rules out forward mode and second derivatives. ``"native"`` is the plain convolution.
     """
-    return _conv(x, kernel) if kernel_gradient == "native" else _conv_patches_gradient(x, kernel)
+    return (
+        plain_conv(x, kernel) if kernel_gradient == "native" else _conv_patches_gradient(x, kernel)
+    )
 
 
-def _conv(x: Image, kernel: Kernel) -> Float[Array, "H W D"]:
+def plain_conv(x: Image, kernel: Kernel) -> Float[Array, "H W D"]:
+    """Convolves one example with stride 1 and zeros outside, with XLA's own derivatives."""
     return lax.conv_general_dilated(
-        x[None], kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=_DIMENSIONS
+        x[None], kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=DIMENSIONS
     )[0]
 
 
 @jax.custom_vjp
 def _conv_patches_gradient(x: Image, kernel: Kernel) -> Float[Array, "H W D"]:
-    return _conv(x, kernel)
+    return plain_conv(x, kernel)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel), (x, kernel)
+    return plain_conv(x, kernel), (x, kernel)
 
 
 def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    x_cotangent = _conv(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+    x_cotangent = plain_conv(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
     gradient = lax.platform_dependent(
         x,
         cotangent,
         cpu=functools.partial(_kernel_gradient_of_patches, size=kernel.shape[0]),
-        default=functools.partial(_kernel_gradient_native, like=kernel),
+        default=functools.partial(native_kernel_gradient, like=kernel),
     )
     return x_cotangent, gradient.astype(kernel.dtype)
 
@@ -62,9 +65,21 @@ def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, 
 _conv_patches_gradient.defvjp(_forward, _backward)
 
 
-def _kernel_gradient_native(x: Array, cotangent: Array, *, like: Array) -> Array:
+def native_kernel_gradient(
+    x: Image, cotangent: Float[Array, "H W D"], *, like: Any
+) -> Float[Array, "K K C D"]:
+    """Computes XLA's gradient of `plain_conv` with respect to a kernel.
+
+    Args:
+        x: The layer's input.
+        cotangent: Of its output.
+        like: Anything with the kernel's shape and dtype.
+
+    Returns:
+        The gradient, in float32.
+    """
     shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
-    (gradient,) = jax.linear_transpose(lambda kernel: _conv(x, kernel), shape)(cotangent)
+    (gradient,) = jax.linear_transpose(lambda kernel: plain_conv(x, kernel), shape)(cotangent)
     return gradient.astype(jnp.float32)
 
 

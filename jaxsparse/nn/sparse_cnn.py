@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxsparse.contracts import Decoder
+from jaxsparse.nn.conv import KernelGradient
 from jaxsparse.nn.network import from_module
-from jaxsparse.nn.sparse_conv import KernelGradient, Normalization, sparse_conv
+from jaxsparse.nn.sparse_conv import Normalization, sparse_conv
 from jaxsparse.types import HardMask, Mask, Spectrogram
 
 # The share of bins that the first layer's initialisation is made for: a window that observes

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-Normalization: TypeAlias = Literal["count", "weight"]
-KernelGradient: TypeAlias = Literal["auto", "native"]
+from jaxsparse.nn.conv import DIMENSIONS, KernelGradient, native_kernel_gradient, plain_conv
 
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+Normalization: TypeAlias = Literal["count", "weight"]
+
 _BLOCKS = 8
 
 
@@ -156,49 +156,36 @@ def _shifts(
 
 def _convolution(kernel_gradient: KernelGradient) -> Callable[[Array, Array], Array]:
     try:
-        return {"auto": _conv_blocked_gradient, "native": _conv}[kernel_gradient]
+        return {"auto": _conv_blocked_gradient, "native": plain_conv}[kernel_gradient]
     except KeyError:
         raise ValueError(f"unknown kernel gradient {kernel_gradient!r}") from None
-
-
-def _conv(
-    x: Float[Array, "F T C_in"], kernel: Float[Array, "K K C_in C_out"]
-) -> Float[Array, "F T C_out"]:
-    return lax.conv_general_dilated(
-        x[None], kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=_DIMENSIONS
-    )[0]
 
 
 @jax.custom_vjp
 def _conv_blocked_gradient(
     x: Float[Array, "F T C_in"], kernel: Float[Array, "K K C_in C_out"]
 ) -> Float[Array, "F T C_out"]:
-    return _conv(x, kernel)
+    return plain_conv(x, kernel)
 
 
 def _conv_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel), (x, kernel)
+    return plain_conv(x, kernel), (x, kernel)
 
 
 def _conv_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    x_cotangent = _conv(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+    x_cotangent = plain_conv(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
     like = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
     kernel_cotangent = lax.platform_dependent(
         x,
         cotangent,
         cpu=_one_after_the_other(functools.partial(_kernel_gradient_in_blocks, kernel=like)),
-        default=functools.partial(_kernel_gradient_native, kernel=like),
+        default=functools.partial(native_kernel_gradient, like=like),
     )
     return x_cotangent, kernel_cotangent.astype(kernel.dtype)
 
 
 _conv_blocked_gradient.defvjp(_conv_fwd, _conv_bwd)
-
-
-def _kernel_gradient_native(x: Array, cotangent: Array, *, kernel: jax.ShapeDtypeStruct) -> Array:
-    (gradient,) = jax.linear_transpose(lambda k: _conv(x, k), kernel)(cotangent)
-    return gradient.astype(jnp.float32)
 
 
 def _kernel_gradient_in_blocks(
@@ -220,7 +207,7 @@ def _kernel_gradient_in_blocks(
 
     def conv(k: Array) -> Array:
         return lax.conv_general_dilated(
-            blocks, k.astype(x.dtype), (1, 1), "VALID", dimension_numbers=_DIMENSIONS
+            blocks, k.astype(x.dtype), (1, 1), "VALID", dimension_numbers=DIMENSIONS
         )
 
     (gradient,) = jax.linear_transpose(conv, kernel)(cotangents)
