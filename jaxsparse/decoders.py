@@ -1,4 +1,4 @@
-"""Decoders by name: what fills in the bins that a mask hides."""
+"""Decoders by name: what fills in the bins that a mask hides; and learned samplers."""
 
 import jax
 
@@ -6,6 +6,7 @@ from jaxsparse.contracts import Decoder, DecoderConfig
 from jaxsparse.interpolate import CloughTocher, Linear, Nearest
 from jaxsparse.nn.pyramid import PyramidConfig
 from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
+from jaxsparse.nn.sampler import SamplerConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 
 DECODERS: dict[str, type[DecoderConfig]] = {
@@ -20,6 +21,9 @@ DECODERS: dict[str, type[DecoderConfig]] = {
 }
 """Configs by the names that weights, settings and command lines use; `build` makes a decoder."""
 
+SAMPLERS: dict[str, type[DecoderConfig]] = {"unet-sampler": SamplerConfig}
+"""Configs of networks that score bins, by the names that weights use."""
+
 
 def has_parameters(decoder: Decoder) -> bool:
     """Whether a decoder has anything to train."""
@@ -27,12 +31,12 @@ def has_parameters(decoder: Decoder) -> bool:
 
 
 def name_of(config: DecoderConfig) -> str:
-    """Returns the name of a decoder's kind.
+    """Returns the name of a decoder's kind, or of a sampler's.
 
     Raises:
-        ValueError: If it is not in `DECODERS`.
+        ValueError: If it is not in `DECODERS`, nor in `SAMPLERS`.
     """
-    for name, kind in DECODERS.items():
+    for name, kind in (DECODERS | SAMPLERS).items():
         if kind is type(config):
             return name
     raise ValueError(f"{type(config).__name__} is not in DECODERS: give it a name there")

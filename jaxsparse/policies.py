@@ -13,6 +13,7 @@ from jaxsparse.blue_noise import blue_noise_mask
 from jaxsparse.contracts import Policy
 from jaxsparse.densification import Densification
 from jaxsparse.hearing import quiet_levels, spreading
+from jaxsparse.learned import Learned
 from jaxsparse.masks import check_count, project_to_count, random_mask, share_of
 from jaxsparse.nn.pyramid import PyramidConfig
 from jaxsparse.spectrogram import db_to_power
@@ -161,6 +162,12 @@ mixed = ScoredPolicy(level, Fraction(1, 2), "the loudest ones")
 loudest = ScoredPolicy(level, Fraction(1), "the loudest ones")
 """The loudest ones alone."""
 
+densification = Densification(
+    PyramidConfig().build(),
+    chosen="a quarter spread evenly, and those that averages of the kept ones miss most",
+)
+"""Rounds of the pyramid fill's largest errors."""
+
 POLICIES: dict[str, Policy] = {
     "random": random,
     "mixed": mixed,
@@ -170,10 +177,8 @@ POLICIES: dict[str, Policy] = {
     "masking": ScoredPolicy(audibility, Fraction(1), _AUDIBLE),
     "masking-50": ScoredPolicy(audibility, Fraction(1, 2), _AUDIBLE),
     "blue-noise": DrawnPolicy(blue_noise_mask, "drawn at random, but evenly spread"),
-    "densification": Densification(
-        PyramidConfig().build(),
-        chosen="a quarter spread evenly, and those that averages of the kept ones miss most",
-    ),
+    "densification": densification,
+    "learned": Learned(densification),
 }
 """Policies by the names that settings, files of results and command lines use."""
 

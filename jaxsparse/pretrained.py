@@ -24,7 +24,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from jaxsparse.contracts import Decoder, DecoderConfig, Params
-from jaxsparse.decoders import DECODERS, has_parameters, name_of
+from jaxsparse.decoders import DECODERS, SAMPLERS, has_parameters, name_of
 from jaxsparse.errors import JaxsparseError, one_line
 from jaxsparse.files import atomic_write
 from jaxsparse.strict_json import parse_object
@@ -33,6 +33,8 @@ THESIS_NAMES = ("random-80", "random-85", "random-90", "random-95")
 """The thesis' networks, each for random masks of a sparsity."""
 NAMES = ("unet", *THESIS_NAMES)
 """Networks that ship with the package; the first is the one for all masks."""
+SAMPLER_NAMES = ("sampler",)
+"""Learned samplers that ship with the package."""
 
 # Of files that name no decoder, from when there was but one.
 _FIRST_DECODER = "sparse-cnn"
@@ -149,13 +151,36 @@ def _shipped(name: str) -> Path:
     return Path(str(resources.files("jaxsparse"))) / "weights" / f"{name}.safetensors"
 
 
-def load_weights(path: str | os.PathLike[str]) -> Pretrained:
-    """Loads a network from a file that `save_weights` wrote.
+def load_sampler(name: str | os.PathLike[str]) -> Pretrained:
+    """Loads a learned sampler by name or path.
+
+    Args:
+        name: One that ships with the package (of `SAMPLER_NAMES`), or the path of a
+            ``.safetensors`` file.
+
+    Returns:
+        The sampler, whose `apply` gives scores in the place of levels; its parameters; its card.
 
     Raises:
         OSError: If the file or its card can't be read.
-        WeightsError: If they are damaged, or don't belong together; if the decoder is none of
-            `DECODERS`; or if the tensors are not those of its settings, all finite.
+        WeightsError: As `load_weights` does.
+    """
+    return load_weights(_shipped(str(name)) if name in SAMPLER_NAMES else name, SAMPLERS)
+
+
+def load_weights(
+    path: str | os.PathLike[str], kinds: Mapping[str, type[DecoderConfig]] = DECODERS
+) -> Pretrained:
+    """Loads a network from a file that `save_weights` wrote.
+
+    Args:
+        path: Of the weights.
+        kinds: Kinds of networks that are accepted.
+
+    Raises:
+        OSError: If the file or its card can't be read.
+        WeightsError: If they are damaged, or don't belong together; if the network is none of
+            `kinds`; or if the tensors are not those of its settings, all finite.
     """
     path = Path(path)
     data = path.read_bytes()
@@ -164,7 +189,7 @@ def load_weights(path: str | os.PathLike[str]) -> Pretrained:
         raise WeightsError(f"{path} is not the file that its card describes (SHA-256)")
     try:
         tensors = dict(safetensors.deserialize(data))
-        decoder = _build_decoder(data)
+        decoder = _build_decoder(data, kinds)
         params = _check_tensors(tensors, jax.eval_shape(decoder.init, jax.random.key(0)))
     except (safetensors.SafetensorError, msgspec.ValidationError, ValueError) as error:
         raise WeightsError(f"{path} is damaged: {one_line(str(error))}") from error
@@ -235,7 +260,7 @@ def _name(path: tuple[str | int, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def _build_decoder(data: bytes) -> Decoder:
+def _build_decoder(data: bytes, kinds: Mapping[str, type[DecoderConfig]]) -> Decoder:
     """The decoder that the header of a file names, which safetensors has accepted.
 
     Raises:
@@ -247,14 +272,14 @@ def _build_decoder(data: bytes) -> Decoder:
         raise ValueError("it holds no settings of a network")
     settings = parse_object(metadata["config"])
     name = str(settings.pop("decoder", _FIRST_DECODER))
-    if name not in DECODERS:
-        raise ValueError(f"it is of the decoder {_some([name])}; there are {', '.join(DECODERS)}")
-    known = set(_saved_fields(DECODERS[name]))
+    if name not in kinds:
+        raise ValueError(f"it is of the kind {_some([name])}; there are {', '.join(kinds)}")
+    known = set(_saved_fields(kinds[name]))
     if missing := known - settings.keys():
         raise ValueError(f"its settings lack {_some(missing)}")
     if unknown := settings.keys() - known:
         raise ValueError(f"its settings have unknown fields: {_some(unknown)}")
-    return msgspec.convert(settings, DECODERS[name]).build()
+    return msgspec.convert(settings, kinds[name]).build()
 
 
 def _saved_fields(kind: type[DecoderConfig]) -> list[str]:

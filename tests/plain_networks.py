@@ -95,8 +95,9 @@ def pyramid_unet(db, kept, exists, settings, tensors):
 
 def _planes(x, y, kept, exists):
     w = kept.astype(float)
-    n = _window(w, 5).sum(0) / np.maximum(_window(exists.astype(float), 5).sum(0), 1)
-    m = _window(x, 5).sum(0) / (25 * n + 0.001)
+    n_kept = _window(w, 5).sum(0)
+    n = n_kept / np.maximum(_window(exists.astype(float), 5).sum(0), 1)
+    m = _window(x, 5).sum(0) / np.maximum(n_kept, 1)
     h = _window(np.where(exists, y + x - w * y, -np.inf), 7, -np.inf).max(0)
     with np.errstate(invalid="ignore"):
         planes = np.stack([y, w, m - y, 4 * n, h - y, x - w * y], -1)

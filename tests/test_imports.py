@@ -19,9 +19,11 @@ LAYERS = (
     {"nn.network"},
     # Architectures, one file each.
     {"nn"},
-    {"interpolate", "policies"},
+    {"interpolate"},
     {"decoders"},
     {"pretrained"},
+    {"learned"},
+    {"policies"},
     {"losses"},
     {"reconstruct"},
     {"_scoring"},

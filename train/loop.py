@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -29,21 +29,24 @@ from jaxsparse.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from jaxsparse.contracts import Decoder, DecoderConfig, Params, Policy
 from jaxsparse.data.clips import Clip, FileClip, PreparedClip, find_clips
 from jaxsparse.data.loader import Loader, make_loader
-from jaxsparse.decoders import name_of
+from jaxsparse.decoders import DECODERS, SAMPLERS, name_of
 from jaxsparse.errors import AudioError, needs_extra
 from jaxsparse.files import atomic_write, portable_path
 from jaxsparse.masks import count_observed
 from jaxsparse.nn.network import n_parameters
+from jaxsparse.nn.sampler import SamplerConfig
 from jaxsparse.plots import draw_spectrogram
 from jaxsparse.policies import POLICIES, ScoredPolicy, depends_on_content
 from jaxsparse.pretrained import load_weights, save_weights, saved_config
+from jaxsparse.search.relaxations import projection, rounded
 from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
-from jaxsparse.types import HardMask, PRNGKey, Spectrogram, Waveform
+from jaxsparse.types import HardMask, Mask, PRNGKey, SoftMask, Spectrogram, Waveform
 from train.losses import format_loss, make_loss, parse_loss
 from train.settings import RECIPES, STFT, Settings, start_config
 
+SAMPLER = SamplerConfig()
 # Settings that a resumed run may change: they don't decide what is trained.
 NOT_IDENTITY = (
     "data",
@@ -72,7 +75,7 @@ class Example(NamedTuple):
     """What the network is trained on."""
 
     spectrogram: Spectrogram
-    mask: HardMask
+    mask: Mask
 
 
 class Stopped(Exception):
@@ -132,7 +135,7 @@ def train(
 
             def keep(state: TrainState, path: Path) -> None:
                 card = _card(settings, recipe, log.history, loader)
-                _save_network(settings, path, state.params, card)
+                _save_networks(settings, path, state.params, card)
 
             draw = functools.partial(_draw, settings, decoder)
             state = _run_steps(
@@ -143,16 +146,22 @@ def train(
     return path
 
 
-def _save_network(settings: Settings, path: Path, params: Params, card: dict[str, Any]) -> None:
-    saved = jax.tree.map(lambda p: p.astype(settings.save_dtype), params)
-    save_weights(
-        path,
-        saved,
-        settings.decoder,
-        {**card, "parameters": n_parameters(params)},
-        masks=tuple(dict.fromkeys(settings.masks)),
-        sparsity=settings.sparsity,
-    )
+def _save_networks(settings: Settings, path: Path, params: Params, card: dict[str, Any]) -> None:
+    """Saves the decoder and, where there is one, the sampler in a file beside it."""
+
+    def save(path: Path, params: Params, config: DecoderConfig, masks: Sequence[str]) -> None:
+        saved = jax.tree.map(lambda p: p.astype(settings.save_dtype), params)
+        about = {**card, "parameters": n_parameters(params)}
+        save_weights(path, saved, config, about, masks=masks, sparsity=settings.sparsity)
+
+    trained = tuple(dict.fromkeys(settings.masks))
+    if not settings.n_sampled:
+        save(path, params, settings.decoder, trained)
+        return
+    # The name of the policy that the sampler is shipped for.
+    save(path, params["decoder"], settings.decoder, (*trained, "learned"))
+    start = (settings.sampler_start,)
+    save(path.with_name(f"{path.stem}-sampler.safetensors"), params["sampler"], SAMPLER, start)
 
 
 def _run_steps(
@@ -196,7 +205,7 @@ def _run_steps(
                 folder.mkdir(exist_ok=True)
                 keep(state, folder / f"{log.step:06d}.safetensors")
             if settings.picture_every and log.step % settings.picture_every == 0:
-                draw(state.params, audio, log.step)
+                draw(_decoder_params(settings, state.params), audio, log.step)
     except FloatingPointError as error:
         kept = f"the checkpoint of step {saved} stays" if saved else "no checkpoint was made"
         raise FloatingPointError(f"{settings.workdir}: {error}; {kept}") from None
@@ -215,14 +224,29 @@ def init_state(
     settings: Settings, decoder: Decoder, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step: random parameters, or those of a trained network."""
-    if settings.init_from is None:
-        params = jax.jit(decoder.init)(jax.random.key(settings.seed))
-    else:
-        loaded = load_weights(settings.init_from)
-        if _architecture(loaded.decoder) != _architecture(decoder):
-            raise SettingsError(f"{settings.init_from} holds a network with other settings")
-        params = loaded.params
+    params = _start(settings, decoder, settings.init_from, DECODERS)
+    if settings.n_sampled:
+        sampler = _start(settings, SAMPLER.build(), settings.sampler_from, SAMPLERS)
+        params = {"decoder": params, "sampler": sampler}
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def _start(
+    settings: Settings,
+    decoder: Decoder,
+    path: Path | None,
+    kinds: Mapping[str, type[DecoderConfig]],
+) -> Params:
+    if path is None:
+        return jax.jit(decoder.init)(jax.random.key(settings.seed))
+    loaded = load_weights(path, kinds)
+    if _architecture(loaded.decoder) != _architecture(decoder):
+        raise SettingsError(f"{path} holds a network with other settings")
+    return loaded.params
+
+
+def _decoder_params(settings: Settings, params: Params) -> Params:
+    return params["decoder"] if settings.n_sampled else params
 
 
 def _architecture(decoder: Decoder) -> tuple[type, dict[str, Any]]:
@@ -239,7 +263,7 @@ def restore_state(
     """The state of a checkpoint; without one, that before the first step."""
     if found is None:
         return init_state(settings, decoder, optimizer)
-    fresh = dataclasses.replace(settings, init_from=None)
+    fresh = dataclasses.replace(settings, init_from=None, sampler_from=None)
     like = jax.eval_shape(lambda: tuple(init_state(fresh, decoder, optimizer)))
     # Copied, since the step may overwrite its argument.
     return TrainState(*jax.tree.map(jnp.array, found.restore(like)))
@@ -257,7 +281,10 @@ def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTra
     def loss_of(
         params: Params, examples: Example, audio: Float[Array, "B N"]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        estimate = jax.vmap(decoder.apply, (None, 0, 0))(params, *examples)
+        if settings.n_sampled:
+            examples = _improve(settings, params["sampler"], examples)
+        own = _decoder_params(settings, params)
+        estimate = jax.vmap(decoder.apply, (None, 0, 0))(own, *examples)
         return measure(reference=examples.spectrogram, estimate=estimate, audio=audio)
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -274,6 +301,23 @@ def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTra
         return TrainState(params, moments, state.step + 1), losses
 
     return step
+
+
+def _improve(settings: Settings, params: Params, examples: Example) -> Example:
+    """Exchanges bins of the first examples' masks by the sampler, with a gradient.
+
+    Forward the masks are hard and of the same count; backward they are the nearest soft ones.
+    """
+    n = settings.n_sampled * settings.crops_per_clip
+    to_mask = rounded(projection()).to_mask
+
+    def improve(spectrogram: Spectrogram, mask: HardMask) -> SoftMask:
+        scores = SAMPLER.build().apply(params, spectrogram, mask)
+        return to_mask(scores, mask.sum(dtype=jnp.int32), jnp.zeros((), jnp.int32))
+
+    improved = jax.vmap(improve)(examples.spectrogram[:n], examples.mask[:n])
+    masks = jnp.concatenate([improved, examples.mask[n:].astype(improved.dtype)])
+    return examples._replace(mask=masks)
 
 
 def _log_terms(settings: Settings) -> tuple[str, ...]:
@@ -293,8 +337,16 @@ def make_batch(
         audio: The clips.
 
     Returns:
-        The clips with their gains, and `crops_per_clip` stacked examples of each.
+        The clips with their gains, and `crops_per_clip` stacked examples of each; the first
+        `n_sampled` clips' masks are those that the sampler starts from.
     """
+    if n := settings.n_sampled:
+        plain = dataclasses.replace(settings, sampler_share=0.0, sampler_from=None)
+        start = dataclasses.replace(plain, masks=(settings.sampler_start,))
+        parts = [make_batch(start, keys[:n], audio[:n])]
+        if n < settings.batch_size:
+            parts.append(make_batch(plain, keys[n:], audio[n:]))
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
     def make(key: PRNGKey, audio: Waveform) -> tuple[Waveform, Example]:
         gain_key, key = jax.random.split(key)

@@ -52,6 +52,13 @@ class Settings:
     # Ends of a range to draw the share of bins from that a policy chooses by their content, instead
     # of its own share; policies that draw all bins or none keep theirs.
     share: tuple[float, ...] = ()
+    # Share of each batch whose masks a sampler makes better, which is trained beside the decoder;
+    # 0 trains none. It starts from the masks of --sampler-start.
+    sampler_share: float = 0.0
+    # Policy that makes these masks.
+    sampler_start: str = "densification"
+    # A trained sampler (.safetensors) to go on with.
+    sampler_from: Path | None = None
     # Each clip is made louder or quieter by up to so many dB.
     gain_db: float = 0.0
     # What is minimised: terms joined by +, each with or without a weight, as in mse+0.5*mfcc.
@@ -110,11 +117,15 @@ class Settings:
             raise SettingsError("sparsity takes one value or the ends of a range, between 0 and 1")
         if not self.masks:
             raise SettingsError("masks takes one policy at least")
-        for name in self.masks:
+        for name in (*self.masks, self.sampler_start):
             if name not in POLICIES:
                 raise SettingsError(f"no policy is named {name!r}; there are {', '.join(POLICIES)}")
         if len(self.share) not in (0, 2) or not all(0 <= s <= 1 for s in self.share):
             raise SettingsError("share takes the two ends of a range, between 0 and 1")
+        if not 0 <= self.sampler_share <= 1:
+            raise SettingsError("sampler_share must be from 0 to 1")
+        if self.sampler_from and not self.n_sampled:
+            raise SettingsError("sampler_from takes a sampler_share of one clip at least")
         if not 0 <= self.gain_db <= MOST_GAIN_DB:
             raise SettingsError(f"gain_db must be from 0 to {MOST_GAIN_DB:g}")
         if not 0 < self.beta2 < 1:
@@ -126,6 +137,11 @@ class Settings:
         if self.crop and not all(1 <= a <= b for a, b in zip(self.crop, whole, strict=True)):
             raise SettingsError(f"crop {self.crop} does not fit into a clip's {whole}")
         self._check_loss()
+
+    @property
+    def n_sampled(self) -> int:
+        """Clips in a step whose masks the sampler makes."""
+        return round(self.sampler_share * self.batch_size)
 
     def _check_loss(self) -> None:
         try:
@@ -183,6 +199,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss": "mse+surrogate+stoi",
         "steps": 1_500,
         "masks": ("random", "blue-noise", "mixed", "contrast", "densification", "densification"),
+        "learning_rate": 1e-3,
+    },
+    # Its third: a sampler learns beside it which bins are best kept.
+    "pyramid-sampler": {
+        **_PYRAMID,
+        "loss": "mse+surrogate+stoi",
+        "steps": 6_000,
+        "masks": ("random", "random", "blue-noise", "mixed", "contrast", "densification"),
+        "sampler_share": 0.5,
         "learning_rate": 1e-3,
     },
     # For two cores: a trained network goes on to what its sound is judged by, on whole spectrograms

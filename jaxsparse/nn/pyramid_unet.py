@@ -3,23 +3,18 @@
 import functools
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
 
 from jaxsparse.contracts import Decoder
-from jaxsparse.nn.conv import KernelGradient, conv
+from jaxsparse.nn.conv import KernelGradient
 from jaxsparse.nn.network import from_module
 from jaxsparse.nn.pyramid import PyramidConfig, fill, observed, pad_to_multiple
 from jaxsparse.nn.sparse_conv import box_sum, max_pool
+from jaxsparse.nn.unet import Image, Plane, UNet, UNetShape
 from jaxsparse.types import HardMask, Mask, Spectrogram
 
-# Far beyond any network that runs: what a file asks for is built only within these.
-_MAX_LEVELS, _MAX_FEATURES, _MAX_CELL = 8, 1024, 16
 _RANGES = {
     "prior": (-1e6, 1e6),
     "input_scale": (1e-6, 1e6),
@@ -28,13 +23,10 @@ _RANGES = {
 }
 # Windows of the local mean and the local maximum, in bins and frames.
 _MEAN_SIZE, _MAX_SIZE = 5, 7
-# Planes that the network sees: see `PyramidUNet.inputs`.
-_N_PLANES = 6
-# Cosines over frequency that tell it how high a cell lies.
-_N_WAVES, _WAVE_BINS = 4, 1024
-
-Image = Float[Array, "H W C"]
-Plane = Float[Array, "H W"]
+# Planes that the network sees: see `statistics`.
+N_PLANES = 6
+# Frames on each side that they depend on, the fill apart.
+STATISTICS_HALO = _MAX_SIZE // 2
 
 
 @dataclass(frozen=True)
@@ -63,15 +55,7 @@ class PyramidUNetConfig:
     """See `jaxsparse.nn.conv.conv`."""
 
     def __post_init__(self) -> None:
-        if not (
-            1 <= len(self.features) <= _MAX_LEVELS
-            and all(1 <= n <= _MAX_FEATURES for n in self.features)
-        ):
-            raise ValueError(
-                f"features must be 1 to {_MAX_LEVELS} whole numbers from 1 to {_MAX_FEATURES}"
-            )
-        if not all(1 <= n <= _MAX_CELL for n in self.cell):
-            raise ValueError(f"cell must be two whole numbers from 1 to {_MAX_CELL}")
+        self._unet.check()
         for name, (low, high) in _RANGES.items():
             # NaN is in no range.
             if not low <= getattr(self, name) <= high:
@@ -80,20 +64,16 @@ class PyramidUNetConfig:
     @property
     def halo(self) -> int:
         """Frames on each side that an output depends on, at most."""
-        # Each level has two blocks of two convolutions, the finest one two more; what a cell of
-        # the coarsest level sees depends on where in it a frame lies.
-        cells = 2 + sum(4 * 2**level for level in range(len(self.features)))
-        return self.cell[1] * cells + self._coarsest + _MAX_SIZE // 2 + self._fill.halo
+        return self._unet.halo + STATISTICS_HALO + self._fill.halo
 
     @property
     def alignment(self) -> int:
         """Frames at whose multiples a spectrogram can be cut."""
-        return math.lcm(self._coarsest, self._fill.alignment)
+        return math.lcm(self._unet.stride[1], self._fill.alignment)
 
     @property
-    def _coarsest(self) -> int:
-        """Frames of a cell of the coarsest level."""
-        return self.cell[1] * 2 ** (len(self.features) - 1)
+    def _unet(self) -> UNetShape:
+        return UNetShape(self.features, self.cell)
 
     @property
     def _fill(self) -> PyramidConfig:
@@ -102,17 +82,8 @@ class PyramidUNetConfig:
 
     def multiply_adds(self, n_bins: int, n_frames: int) -> int:
         """Counts the multiply-adds for one spectrogram of this size."""
-        step = 2 ** (len(self.features) - 1)
-        cells = math.prod(
-            step * -(-size // (step * own))
-            for size, own in zip((n_bins, n_frames), self.cell, strict=True)
-        )
-        n_fine = math.prod(self.cell)
-        per_cell = 9 * (_N_PLANES * n_fine + _N_WAVES + n_fine) * self.features[0]
-        per_cell += sum(36 * n * n / 4**level for level, n in enumerate(self.features))
-        pairs = enumerate(pairwise(self.features))
-        per_cell += sum(8 * a * b / 4 ** (level + 1) for level, (a, b) in pairs)
-        return round(cells * per_cell) + self._fill.multiply_adds(n_bins, n_frames)
+        correction = self._unet.multiply_adds(N_PLANES, n_bins, n_frames)
+        return correction + self._fill.multiply_adds(n_bins, n_frames)
 
     def build(self) -> Decoder:
         """Builds the network's pure functions; the same ones for the same settings."""
@@ -126,78 +97,15 @@ def _build(config: PyramidUNetConfig) -> Decoder:
     )
 
 
-class Conv(nnx.Module):
-    """A 3x3 convolution with zeros outside."""
-
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        kernel_gradient: KernelGradient,
-        rngs: nnx.Rngs,
-        *,
-        gain: float = 1.0,
-    ) -> None:
-        self.kernel = nnx.Param(_draw(gain, (3, 3, c_in, c_out), rngs))
-        self.bias = nnx.Param(jnp.zeros(c_out))
-        self.kernel_gradient: KernelGradient = kernel_gradient
-
-    def __call__(self, x: Image) -> Float[Array, "H W D"]:
-        """Applies the layer."""
-        y = conv(x, self.kernel[...].astype(x.dtype), self.kernel_gradient)
-        return y + self.bias[...].astype(x.dtype)[None, None]
-
-
-class Dense(nnx.Module):
-    """A linear layer over channels."""
-
-    def __init__(self, c_in: int, c_out: int, rngs: nnx.Rngs) -> None:
-        self.kernel = nnx.Param(_draw(1.0, (c_in, c_out), rngs))
-        self.bias = nnx.Param(jnp.zeros(c_out))
-
-    def __call__(self, x: Image) -> Float[Array, "H W D"]:
-        """Applies the layer."""
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y + self.bias[...].astype(x.dtype)[None, None]
-
-
-def _draw(gain: float, shape: tuple[int, ...], rngs: nnx.Rngs) -> Array:
-    if not gain:
-        return jnp.zeros(shape)
-    return jax.nn.initializers.variance_scaling(gain, "fan_in", "normal")(rngs.params(), shape)
-
-
-class Block(nnx.Module):
-    """Two convolutions whose output is added to their input; at first they add nothing."""
-
-    def __init__(self, features: int, kernel_gradient: KernelGradient, rngs: nnx.Rngs) -> None:
-        self.first = Conv(features, features, kernel_gradient, rngs, gain=2.0)
-        self.second = Conv(features, features, kernel_gradient, rngs, gain=0.0)
-
-    def __call__(self, x: Image, exists: Float[Array, "H W 1"]) -> Image:
-        """Applies the block; `exists` is 0 at cells outside of the spectrogram."""
-        y = jax.nn.gelu(self.first(jax.nn.gelu(x)) * exists)
-        return x + self.second(y) * exists
-
-
-class PyramidUNet(nnx.Module):
+class PyramidUNet(UNet):
     """Blocks on ever coarser levels and back, from statistics of the kept bins to a correction.
 
     Cells outside of the spectrogram are zeros in every layer, so that padding is never observed.
     """
 
     def __init__(self, config: PyramidUNetConfig, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config._unet, N_PLANES, config.kernel_gradient, rngs)
         self.config = config
-        n_fine = math.prod(config.cell)
-        widths = config.features
-        how = config.kernel_gradient
-        self.input = Conv(_N_PLANES * n_fine + _N_WAVES, widths[0], how, rngs)
-        # Two at the coarsest level.
-        self.down_blocks = nnx.List(Block(width, how, rngs) for width in widths)
-        self.up_blocks = nnx.List(Block(width, how, rngs) for width in widths)
-        self.down = nnx.List(Dense(4 * a, b, rngs) for a, b in pairwise(widths))
-        self.up = nnx.List(Dense(b, 4 * a, rngs) for a, b in pairwise(widths))
-        self.output = Conv(widths[0], n_fine, how, rngs, gain=0.0)
 
     def __call__(
         self, spectrogram: Spectrogram, mask: Mask, valid: HardMask | None = None
@@ -205,49 +113,16 @@ class PyramidUNet(nnx.Module):
         """Completes one spectrogram, kept bins as they are; see `Apply`."""
         config = self.config
         shape = mask.shape
-        step = 2 ** (len(config.features) - 1)
-        stride = (config.cell[0] * step, config.cell[1] * step)
+        stride = config._unet.stride
         exists = pad_to_multiple(jnp.ones(shape, bool) if valid is None else valid, stride)
         spectrogram, mask = pad_to_multiple(spectrogram, stride), pad_to_multiple(mask, stride)
         weight = mask.astype(spectrogram.dtype) * exists.astype(spectrogram.dtype)
         known = observed(spectrogram - config.prior, mask, weight) / config.input_scale
         start = fill(known, weight, exists, config._fill)
-        correction = self.correct(self.inputs(start, known, weight, exists), exists)
+        correction = self.correct(statistics(start, known, weight, exists), exists)
         completed = (start + self._bound(correction)) * config.input_scale + config.prior
         completed = observed(spectrogram, mask, weight) + (1 - weight) * completed
         return completed[: shape[0], : shape[1]]
-
-    def inputs(self, start: Plane, known: Plane, weight: Plane, exists: HardMask) -> Image:
-        """Stacks what the network sees of each bin: the fill, and the kept bins nearby."""
-        size = _MEAN_SIZE
-        density = box_sum(weight, size) / jnp.maximum(box_sum(exists.astype(weight.dtype), size), 1)
-        mean = box_sum(known, size) / (size**2 * density + 1e-3)
-        # Of the fill, since it lies between the kept bins and has a gradient for soft masks too.
-        highest = max_pool(jnp.where(exists, start + known - weight * start, -jnp.inf), _MAX_SIZE)
-        planes = [start, weight, mean - start, 4 * density, highest - start, known - weight * start]
-        return jnp.where(exists[..., None], jnp.stack(planes, axis=-1), 0)
-
-    def correct(self, planes: Image, exists: HardMask) -> Plane:
-        """Applies the U-Net: from those planes to what is added to the fill."""
-        config = self.config
-        x = _to_channels(planes, config.cell)
-        levels = [_any(exists, config.cell)]
-        for _ in self.down:
-            levels.append(_any(levels[-1], (2, 2)))
-        masks = [level[..., None].astype(planes.dtype) for level in levels]
-        x = jnp.concatenate([x, _waves(x.shape, config.cell[0]).astype(x.dtype)], axis=-1)
-        x = self.input(x * masks[0]) * masks[0]
-        finer = []
-        for i, block in enumerate(self.down_blocks):
-            x = block(x, masks[i])
-            if i < len(self.down):
-                finer.append(x)
-                x = self.down[i](_to_channels(x, (2, 2))) * masks[i + 1]
-        for i in reversed(range(len(self.up_blocks))):
-            if i < len(self.up):
-                x = finer[i] + _from_channels(self.up[i](x), (2, 2)) * masks[i]
-            x = self.up_blocks[i](x, masks[i])
-        return _from_channels(self.output(jax.nn.gelu(x)), config.cell)[..., 0]
 
     def _bound(self, correction: Plane) -> Plane:
         """Bounds what is added, smoothly, so that no input makes the output explode."""
@@ -257,31 +132,22 @@ class PyramidUNet(nnx.Module):
         return limit * jnp.tanh(correction / limit)
 
 
-def _to_channels(x: Image, cell: tuple[int, int]) -> Float[Array, "P Q D"]:
-    """Makes the entries of each cell its channels."""
-    height, width, channels = x.shape
-    rows, columns = height // cell[0], width // cell[1]
-    x = x.reshape(rows, cell[0], columns, cell[1], channels).transpose(0, 2, 1, 3, 4)
-    return x.reshape(rows, columns, cell[0] * cell[1] * channels)
+def statistics(start: Plane, known: Plane, weight: Plane, exists: HardMask) -> Image:
+    """Stacks what a network sees of each bin: the fill, and the kept bins nearby.
 
-
-def _from_channels(x: Image, cell: tuple[int, int]) -> Float[Array, "P Q D"]:
-    """Undoes `_to_channels`."""
-    rows, columns, channels = x.shape
-    channels //= cell[0] * cell[1]
-    x = x.reshape(rows, columns, *cell, channels).transpose(0, 2, 1, 3, 4)
-    return x.reshape(rows * cell[0], columns * cell[1], channels)
-
-
-def _any(exists: HardMask, cell: tuple[int, int]) -> Bool[Array, "P Q"]:
-    """Says which cells lie in the spectrogram, if only in part."""
-    height, width = exists.shape
-    x = exists.reshape(height // cell[0], cell[0], width // cell[1], cell[1])
-    return x.any((1, 3))
-
-
-def _waves(shape: tuple[int, ...], bins: int) -> Image:
-    """Says how high each cell lies, by cosines over frequency."""
-    place = (np.arange(shape[0]) + 0.5) * bins / _WAVE_BINS
-    waves = jnp.asarray(np.cos(math.pi * np.outer(place, np.arange(1, _N_WAVES + 1))), jnp.float32)
-    return jnp.broadcast_to(waves[:, None], (*shape[:2], _N_WAVES))
+    Args:
+        start: The fill.
+        known: Levels, times their weights.
+        weight: How much of each bin is kept, from 0 to 1.
+        exists: False outside of the spectrogram.
+    """
+    size = _MEAN_SIZE
+    n_kept = box_sum(weight, size)
+    density = n_kept / jnp.maximum(box_sum(exists.astype(weight.dtype), size), 1)
+    # Like the fill, a window in which a bin is half kept knows half of it: with a small constant
+    # instead of the 1 its gradient would be far out of proportion.
+    mean = box_sum(known, size) / jnp.maximum(n_kept, 1)
+    # Of the fill, since it lies between the kept bins and has a gradient for soft masks too.
+    highest = max_pool(jnp.where(exists, start + known - weight * start, -jnp.inf), _MAX_SIZE)
+    planes = [start, weight, mean - start, 4 * density, highest - start, known - weight * start]
+    return jnp.where(exists[..., None], jnp.stack(planes, axis=-1), 0)

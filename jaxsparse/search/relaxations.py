@@ -86,11 +86,20 @@ def straight_through(steepness: Setting = 1.0) -> Relaxation:
     Args:
         steepness: n.
     """
-    return Relaxation(Partial(_rounded, as_float(steepness)))
+    return rounded(Relaxation(Partial(_sigmoid, as_float(steepness))))
 
 
-def _rounded(steepness: Array, scores: Array, count: Array, update: Array) -> Array:
-    soft = jax.nn.sigmoid(steepness * scores)
+def _sigmoid(steepness: Array, scores: Array, count: Array, update: Array) -> Array:
+    return jax.nn.sigmoid(steepness * scores)
+
+
+def rounded(relaxation: Relaxation) -> Relaxation:
+    """Makes hard masks of exact count, with the derivative of another relaxation's soft ones."""
+    return relaxation._replace(to_mask=Partial(_rounded, relaxation.to_mask))
+
+
+def _rounded(to_mask: Callable, scores: Array, count: Array, update: Array) -> Array:
+    soft = to_mask(scores, count, update)
     hard = project_to_count(lax.stop_gradient(scores), count).astype(soft.dtype)
     # What is added is exactly zero.
     return hard + (soft - lax.stop_gradient(soft))

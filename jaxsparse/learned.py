@@ -1,0 +1,83 @@
+"""Masks that a learned sampler improves."""
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxsparse.contracts import Decoder, Params, Policy
+from jaxsparse.masks import check_count, project_to_count
+from jaxsparse.pretrained import Pretrained, load_sampler
+from jaxsparse.types import HardMask, PRNGKey, Spectrogram
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Exchanges bins of another policy's mask for those that a sampler scores higher.
+
+    Raises:
+        ValueError: If `passes` is not positive.
+    """
+
+    first: Policy
+    """Makes the mask that it starts from."""
+    sampler: str | os.PathLike[str] = "sampler"
+    """Name or path of the sampler, which is loaded when the first mask is made."""
+    passes: int = 1
+    """Times that bins are exchanged."""
+    chosen: str = "those that a learned sampler scores highest"
+    """What the bins are, for people."""
+    takes_padding: ClassVar[bool] = True
+    """See `jaxsparse.contracts.Policy`."""
+
+    def __post_init__(self) -> None:
+        if self.passes < 1:
+            raise ValueError(f"passes must be 1 or more, not {self.passes}")
+
+    def __call__(
+        self, key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, ""]
+    ) -> HardMask:
+        """Makes a mask; see `Policy`.
+
+        Raises:
+            OSError: If the sampler can't be read.
+            WeightsError: If its file is damaged.
+        """
+        check_count(count, spectrogram.size)
+        sampler, params, _ = _load(self.sampler)
+        mask = self.first(key, spectrogram, count)
+        for _ in range(self.passes):
+            mask = exchange(sampler, params, spectrogram, mask, count)
+        return mask
+
+
+@functools.lru_cache
+def _load(sampler: str | os.PathLike[str]) -> Pretrained:
+    # Where it is called while something is traced, nothing of the trace may be kept.
+    with jax.ensure_compile_time_eval():
+        return load_sampler(sampler)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def exchange(
+    sampler: Decoder,
+    params: Params,
+    spectrogram: Spectrogram,
+    mask: HardMask,
+    count: int | Int[Array, ""],
+) -> HardMask:
+    """Keeps the `count` bins that a sampler scores highest beside a mask.
+
+    Args:
+        sampler: As `jaxsparse.pretrained.load_sampler` gives it.
+        params: Of the sampler.
+        spectrogram: dB, F by T; none of the bins that are -inf is kept while there are others.
+        mask: Bins kept so far.
+        count: Number of ones.
+    """
+    scores = sampler.apply(params, spectrogram, mask, spectrogram > -jnp.inf)
+    return project_to_count(scores, count)
