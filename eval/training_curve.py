@@ -57,7 +57,8 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
     check_least(settings, {"limit": 1})
     points = []
     for run in settings.runs:
-        paths = sorted((run / "snapshots").glob("*.safetensors"))
+        # Without the samplers beside them.
+        paths = sorted((run / "snapshots").glob("*[0-9].safetensors"))
         if not paths:
             raise JaxsparseError(f"{run} has no snapshots: train with --snapshot-every")
         hours = {path.stem: _seconds(load_decoder(path).card.about) / 3600 for path in paths}

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxsparse.blue_noise import blue_noise_mask
 from jaxsparse.contracts import Decoder, Params, Policy
 from jaxsparse.masks import check_count, project_to_count, share_of
+from jaxsparse.pretrained import load_decoder, load_once
 from jaxsparse.spectrogram import db_to_power
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram
 
@@ -39,10 +40,11 @@ class Densification:
         ValueError: If a setting is out of range, or the decoder runs on the host.
     """
 
-    decoder: Decoder
-    """What fills in the bins that are hidden so far."""
+    decoder: Decoder | str
+    """What fills in the bins that are hidden so far; or its name, as `load_decoder` takes it, by
+    which decoder and parameters are loaded when the first mask is made."""
     params: Params = field(default_factory=dict)
-    """Of the decoder."""
+    """Of a decoder that is given itself."""
     first: Policy = _evenly
     """Makes the mask that it starts from: by default blue noise."""
     first_share: Fraction = Fraction(1, 4)
@@ -59,8 +61,8 @@ class Densification:
     """See `jaxsparse.contracts.Policy`."""
 
     def __post_init__(self) -> None:
-        if self.decoder.on_host:
-            raise ValueError(f"{self.decoder.config} runs on the host and can't be traced")
+        if not isinstance(self.decoder, str):
+            _check_traceable(self.decoder)
         if self.rounds < 1 or not 0 <= self.first_share <= 1:
             raise ValueError("rounds must be 1 or more and first_share from 0 to 1")
         if self.window < 1 or self.window % 2 == 0:
@@ -73,12 +75,22 @@ class Densification:
     ) -> HardMask:
         """Makes a mask; see `Policy`."""
         check_count(count, spectrogram.size)
-        return _densify(self, self.params, key, spectrogram, jnp.asarray(count, jnp.int32))
+        decoder, params = self.decoder, self.params
+        if isinstance(decoder, str):
+            decoder, params, _ = load_once(load_decoder, decoder)
+            _check_traceable(decoder)
+        return _densify(self, decoder, params, key, spectrogram, jnp.asarray(count, jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def _check_traceable(decoder: Decoder) -> None:
+    if decoder.on_host:
+        raise ValueError(f"{decoder.config} runs on the host and can't be traced")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _densify(
     policy: Densification,
+    decoder: Decoder,
     params: Params,
     key: PRNGKey,
     spectrogram: Spectrogram,
@@ -88,7 +100,7 @@ def _densify(
     valid = spectrogram > -jnp.inf
 
     def add(i: Int[Array, ""], mask: HardMask) -> HardMask:
-        completed = policy.decoder.apply(params, spectrogram, mask, valid)
+        completed = decoder.apply(params, spectrogram, mask, valid)
         errors = jnp.abs(_loudness(spectrogram, policy) - _loudness(completed, policy))
         errors = jnp.where(valid, errors, -jnp.inf)
         # In parts, since the product may leave 32 bits.

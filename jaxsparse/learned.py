@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from jaxsparse.contracts import Decoder, Params, Policy
 from jaxsparse.masks import check_count, project_to_count
-from jaxsparse.pretrained import Pretrained, load_sampler
+from jaxsparse.pretrained import load_once, load_sampler
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram
 
 
@@ -48,18 +48,11 @@ class Learned:
             WeightsError: If its file is damaged.
         """
         check_count(count, spectrogram.size)
-        sampler, params, _ = _load(self.sampler)
+        sampler, params, _ = load_once(load_sampler, self.sampler)
         mask = self.first(key, spectrogram, count)
         for _ in range(self.passes):
             mask = exchange(sampler, params, spectrogram, mask, count)
         return mask
-
-
-@functools.lru_cache
-def _load(sampler: str | os.PathLike[str]) -> Pretrained:
-    # Where it is called while something is traced, nothing of the trace may be kept.
-    with jax.ensure_compile_time_eval():
-        return load_sampler(sampler)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -178,6 +178,11 @@ POLICIES: dict[str, Policy] = {
     "masking-50": ScoredPolicy(audibility, Fraction(1, 2), _AUDIBLE),
     "blue-noise": DrawnPolicy(blue_noise_mask, "drawn at random, but evenly spread"),
     "densification": densification,
+    "densification-unet": Densification(
+        "unet",
+        rounds=4,
+        chosen="a quarter spread evenly, and those that the network misses most",
+    ),
     "learned": Learned(densification),
 }
 """Policies by the names that settings, files of results and command lines use."""

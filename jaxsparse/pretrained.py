@@ -6,10 +6,11 @@ the weights.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -31,8 +32,9 @@ from jaxsparse.strict_json import parse_object
 
 THESIS_NAMES = ("random-80", "random-85", "random-90", "random-95")
 """The thesis' networks, each for random masks of a sparsity."""
-NAMES = ("unet", *THESIS_NAMES)
-"""Networks that ship with the package; the first is the one for all masks."""
+NAMES = ("unet", "unet-small", *THESIS_NAMES)
+"""Networks that ship with the package; the first is the one for all masks, the second the same at a
+quarter of the cost."""
 SAMPLER_NAMES = ("sampler",)
 """Learned samplers that ship with the package."""
 
@@ -112,6 +114,21 @@ def load_decoder(name: str | os.PathLike[str]) -> Pretrained:
     if has_parameters(decoder):
         raise JaxsparseError(f"{text} has to be trained: give the .safetensors file of its weights")
     return Pretrained(decoder, {}, Card(NO_WEIGHTS))
+
+
+@functools.lru_cache
+def load_once(
+    load: Callable[[str | os.PathLike[str]], Pretrained], name: str | os.PathLike[str]
+) -> Pretrained:
+    """Loads a network the first time, also while something is traced.
+
+    Args:
+        load: `load_decoder` or `load_sampler`, whose errors are raised.
+        name: What it takes.
+    """
+    # Nothing of the trace may be kept.
+    with jax.ensure_compile_time_eval():
+        return load(name)
 
 
 def choose_pretrained(mask: str, sparsity: str | float) -> tuple[str, bool]:

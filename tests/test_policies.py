@@ -212,9 +212,16 @@ def test_a_round_takes_peaks_of_the_error_first(key):
     np.testing.assert_array_equal(kept[2], [[31, 5], [60, 9]])
 
 
+def test_densification_by_a_name_is_that_by_the_decoder(spectrogram, key):
+    by_name = jax.jit(Densification("pyramid"))
+    np.testing.assert_array_equal(by_name(key, spectrogram, 200), densify()(key, spectrogram, 200))
+
+
 def test_densification_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="runs on the host"):
         Densification(Linear().build())
+    with pytest.raises(ValueError, match="runs on the host"):
+        Densification("linear")(jax.random.key(0), jnp.zeros((3, 3)), 2)
     with pytest.raises(ValueError, match="rounds"):
         densify(rounds=0)
     with pytest.raises(ValueError, match="first_share"):

@@ -15,6 +15,7 @@ from jaxsparse.nn.conv import conv
 from jaxsparse.nn.network import n_parameters
 from jaxsparse.nn.pyramid import PyramidConfig, fill
 from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
+from jaxsparse.pretrained import load_pretrained
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -152,6 +153,18 @@ def test_gradients_of_the_network_are_finite_for_soft_and_nearly_empty_masks(key
     assert jnp.abs(jax.grad(error, 1)(levels(), soft)).min() > 0
 
 
+def test_a_first_bin_in_a_hole_has_a_gradient_of_the_size_of_the_others():
+    """The local mean has no pole where nothing is kept."""
+    decoder, x = UNET.build(), levels()
+    params = trained(decoder)
+    mask = jnp.asarray(odd_masks()["hole"], jnp.float32)
+    gradient = jax.grad(lambda m: jnp.square(jax.jit(decoder.apply)(params, x, m) + 30).mean())(
+        mask
+    )
+    inside, outside = jnp.abs(gradient[8:34, 7:25]), jnp.abs(gradient[mask > 0])
+    assert inside.max() < 30 * outside.max()
+
+
 def test_a_hard_mask_is_a_soft_one_of_zeros_and_ones():
     for config in (PyramidConfig(), UNET):
         decoder, x, mask = config.build(), levels(), kept()
@@ -250,6 +263,9 @@ def test_size_and_multiply_adds():
     flops = analysis["flops"]
     assert 2 * cost == pytest.approx(flops, rel=0.15)
     assert PyramidConfig().multiply_adds(1025, 302) < 0.002 * cost
+    small = load_pretrained("unet-small").decoder.config
+    assert isinstance(small, PyramidUNetConfig)
+    assert small.multiply_adds(1025, 302) < 0.25 * cost
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from jaxsparse.search.relaxations import (
     exact_sum,
     logistic,
     projection,
+    rounded,
     straight_through,
 )
 from tests.reference import Compilations, derivative, project_to_count, sigmoid
@@ -239,3 +240,16 @@ def test_exact_sum_of_a_whole_clip(key):
     scores = 4 * jax.random.normal(key, (1025, 302))
     mask = jax.jit(exact_sum(3.0).to_mask)(scores, jnp.int32(count), UPDATE)
     np.testing.assert_allclose(np.sum(np.asarray(mask, np.float64)), count, rtol=1e-6)
+
+
+@every_relaxation
+def test_rounded_masks_are_hard_and_have_the_gradient_of_the_soft_ones(name, key):
+    soft, scores = RELAXATIONS[name](steepness=2.0), jax.random.normal(key, SHAPE)
+    weights = jax.random.normal(jax.random.key(1), SHAPE)
+    hard = mask_of(rounded(soft), scores, COUNT)
+    np.testing.assert_array_equal(hard, project(scores, COUNT).astype(np.float32))
+    gradients = [
+        jax.grad(lambda x, r=r: jnp.sum(weights * mask_of(r, x, COUNT)))(scores)
+        for r in (rounded(soft), soft)
+    ]
+    np.testing.assert_allclose(*gradients, atol=1e-6)

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import pytest
 
 from jaxsparse.audio import write_wav
 from jaxsparse.masks import count_observed, project_to_count
+from jaxsparse.nn.sampler import SamplerConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
-from jaxsparse.pretrained import load_weights
+from jaxsparse.pretrained import load_sampler, load_weights
+from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
 from train import loop, rebuild_splits
@@ -211,6 +214,53 @@ def test_snapshots_and_what_a_network_started_from(run, settings, corpus):
         np.testing.assert_allclose(b, a, rtol=2**-8, atol=2 * settings.learning_rate)
 
 
+@pytest.fixture
+def with_sampler(settings, monkeypatch):
+    monkeypatch.setattr(loop, "SAMPLER", SamplerConfig(features=(2,)))
+    return dataclasses.replace(
+        settings, steps=4, crop=None, sampler_share=0.5, sampler_start="mixed", sparsity=(0.9,)
+    )
+
+
+def test_a_sampler_is_trained_beside_the_decoder(with_sampler):
+    """Both learn and are saved, by a run that is stopped and goes on; another goes on from them."""
+    stops = iter([False] * 3 + [True])
+    with pytest.raises(loop.Stopped):
+        loop.train(with_sampler, stop=lambda: next(stops))
+    path = loop.train(dataclasses.replace(with_sampler, resume=True))
+    beside = path.with_name("network-sampler.safetensors")
+    decoder, sampler = load_weights(path), load_sampler(beside)
+    assert decoder.card.masks == ("random", "learned") and sampler.card.masks == ("mixed",)
+    assert sampler.decoder.config == loop.SAMPLER
+    # They start at zero.
+    assert jnp.abs(sampler.params["output"]["kernel"]).max() > 0
+    again = dataclasses.replace(with_sampler, sampler_from=beside)
+    state = loop.init_state(again, again.decoder.build(), loop.make_optimizer(again))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, state.params["sampler"], sampler.params))
+
+
+def test_masks_that_the_sampler_makes_have_the_count_and_get_harder(with_sampler, key):
+    settings = dataclasses.replace(with_sampler, sampler_share=1.0)
+    _, examples = loop.make_batch(
+        settings, jax.random.split(key), jax.random.normal(key, (2, 8000))
+    )
+    params = loop.SAMPLER.build().init(key)
+    rounded = {}
+    for step in (0, settings.steps):
+        improved = jax.jit(lambda i: loop._improve(settings, params, examples, i).mask)(step)
+        np.testing.assert_allclose(improved.sum((1, 2)), examples.mask.sum((1, 2)), rtol=1e-3)
+        rounded[step] = float(jnp.minimum(improved, 1 - improved).sum())
+    assert rounded[settings.steps] < 0.6 * rounded[0]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"sampler_share": 1.5}, {"sampler_start": "best"}, {"sampler_from": Path("a")}]
+)
+def test_settings_of_a_sampler_out_of_range_are_refused(settings, setting):
+    with pytest.raises(SettingsError, match=r"sampler_share|no policy is named 'best'"):
+        dataclasses.replace(settings, **setting)
+
+
 def test_gradients_are_clipped_as_the_settings_say(settings):
     """Adam doesn't see their size, but how much of the mean of squares the last one is."""
     gradients = [{"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([300.0, 400.0])}]
@@ -228,7 +278,7 @@ def test_gradients_are_clipped_as_the_settings_say(settings):
     assert np.abs(updates[0.0]).max() < 0.9 * 3e-3
 
 
-@pytest.mark.parametrize("name", ["pyramid", "pyramid-sound"])
+@pytest.mark.parametrize("name", ["pyramid", "pyramid-sound", "pyramid-sampler"])
 def test_recipes_of_the_pyramid(name, tmp_path):
     recipe = Settings(tmp_path, tmp_path, **RECIPES[name])
     assert STFTConfig().n_frames(recipe.n_samples) == 96

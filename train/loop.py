@@ -38,7 +38,7 @@ from jaxsparse.nn.sampler import SamplerConfig
 from jaxsparse.plots import draw_spectrogram
 from jaxsparse.policies import POLICIES, ScoredPolicy, depends_on_content
 from jaxsparse.pretrained import load_weights, save_weights, saved_config
-from jaxsparse.search.relaxations import projection, rounded
+from jaxsparse.search.relaxations import projection
 from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import stft
@@ -47,6 +47,8 @@ from train.losses import format_loss, make_loss, parse_loss
 from train.settings import RECIPES, STFT, Settings, start_config
 
 SAMPLER = SamplerConfig()
+# Of the projection that makes its masks in training, in the first and in the last step.
+SAMPLER_STEEPNESS = (4.0, 16.0)
 # Settings that a resumed run may change: they don't decide what is trained.
 NOT_IDENTITY = (
     "data",
@@ -279,10 +281,10 @@ def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTra
     measure = make_loss(parse_loss(settings.loss), STFT)
 
     def loss_of(
-        params: Params, examples: Example, audio: Float[Array, "B N"]
+        params: Params, examples: Example, audio: Float[Array, "B N"], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         if settings.n_sampled:
-            examples = _improve(settings, params["sampler"], examples)
+            examples = _improve(settings, params["sampler"], examples, step)
         own = _decoder_params(settings, params)
         estimate = jax.vmap(decoder.apply, (None, 0, 0))(own, *examples)
         return measure(reference=examples.spectrogram, estimate=estimate, audio=audio)
@@ -293,7 +295,8 @@ def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTra
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), audio.shape[0])
         audio, examples = make_batch(settings, keys, audio)
-        measured = jax.value_and_grad(loss_of, has_aux=True)(state.params, examples, audio)
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+        measured = gradient_of(state.params, examples, audio, state.step)
         (loss, terms), gradient = measured
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
@@ -303,17 +306,22 @@ def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTra
     return step
 
 
-def _improve(settings: Settings, params: Params, examples: Example) -> Example:
+def _improve(
+    settings: Settings, params: Params, examples: Example, step: Int[Array, ""]
+) -> Example:
     """Exchanges bins of the first examples' masks by the sampler, with a gradient.
 
-    Forward the masks are hard and of the same count; backward they are the nearest soft ones.
+    The masks are soft and nearly hard, of the same sum, and get harder from step to step. Hard ones
+    with the soft ones' gradient don't do: that of a kept bin doesn't say what hiding it would cost,
+    and the loss rises at any learning rate.
     """
     n = settings.n_sampled * settings.crops_per_clip
-    to_mask = rounded(projection()).to_mask
+    first, last = SAMPLER_STEEPNESS
+    to_mask = projection(first * (last / first) ** (step / settings.steps)).to_mask
 
     def improve(spectrogram: Spectrogram, mask: HardMask) -> SoftMask:
         scores = SAMPLER.build().apply(params, spectrogram, mask)
-        return to_mask(scores, mask.sum(dtype=jnp.int32), jnp.zeros((), jnp.int32))
+        return to_mask(scores, mask.sum(dtype=jnp.int32), step)
 
     improved = jax.vmap(improve)(examples.spectrogram[:n], examples.mask[:n])
     masks = jnp.concatenate([improved, examples.mask[n:].astype(improved.dtype)])

@@ -205,7 +205,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "pyramid-sampler": {
         **_PYRAMID,
         "loss": "mse+surrogate+stoi",
-        "steps": 6_000,
+        "steps": 4_000,
         "masks": ("random", "random", "blue-noise", "mixed", "contrast", "densification"),
         "sampler_share": 0.5,
         "learning_rate": 1e-3,

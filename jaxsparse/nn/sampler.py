@@ -1,7 +1,7 @@
 """A learned sampler: a small U-Net that reads a spectrogram and a mask, and scores bins.
 
 The bins of highest score make a better mask of the same count. It is trained together with the
-decoder, through the exact count: its mask is hard, and its gradient that of a soft one. Networks
+decoder, on the nearest soft masks of that count (`search.relaxations.projection`). Networks
 that choose the known data of an image are due to T. Alt, P. Peter and J. Weickert (2022), "Learning
 sparse masks for diffusion-based image inpainting"; here bins of a given mask are exchanged.
 """
@@ -124,7 +124,7 @@ class Sampler(UNet):
     def _errors(self, level: Plane, start: Plane, weight: Plane, exists: HardMask) -> Plane:
         """Measures how badly each bin is filled in: a kept one from every other one of those."""
         height, width = weight.shape
-        even = (jnp.arange(height)[:, None] + jnp.arange(width)) % 2 == 0
+        even = (jnp.arange(height)[:, None] + jnp.arange(width)[None]) % 2 == 0
         config = PyramidConfig(prior=0.0)
         by_odd = fill(level, jnp.where(even, 0, weight), exists, config)
         by_even = fill(level, jnp.where(even, weight, 0), exists, config)
