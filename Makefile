@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
+GALLERY ?= gallery
 # By default the pinned versions; lowest-direct and highest are the ends of pyproject.toml's ranges.
 RESOLUTION ?= pinned
 UV_VERSION = 0.13.9
@@ -28,8 +29,8 @@ NUMERICAL = $(patsubst %,tests/test_%.py,stft spectrogram masks sparse_conv dist
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types test-fast test-optimised test-slow bench format pins package \
-	clean
+.PHONY: help setup demo gallery test lint types test-fast test-optimised test-slow bench format pins \
+	package clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ setup: $(VENV)/.ready  ## Make the virtual environment (the others do so by them
 
 demo: $(VENV)/.ready  ## Compress a sentence, decompress it, write the page demo/index.html
 	$(BIN)/jaxsparse demo --out $(DEMO) --force
+
+gallery: $(VENV)/.ready  ## Fill in masks of two kinds, by two decoders, for the page gallery/index.html
+	$(BIN)/python -m eval.gallery --out $(GALLERY) --force
 
 test: lint types test-fast  ## Lint, check types and run the tests
 
@@ -77,7 +81,7 @@ package: $(VENV)/.ready  ## Build wheel and sdist into dist/, and try the wheel 
 	TMPDIR=$(UV_TMPDIR) $(BIN)/python tools/check_package.py
 
 clean:  ## Remove the virtual environment and everything generated
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(GALLERY) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready: $(BIN)/python requirements.txt requirements-build.txt pyproject.toml
 	@echo "Installing the packages ($(RESOLUTION)) into $(VENV); the first time takes a minute"

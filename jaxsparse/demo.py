@@ -3,12 +3,11 @@
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,12 +70,7 @@ def run_demo(
     started = time.monotonic()
     for name in masks:
         codec.CodecSettings(sparsity=sparsity, mask=name)
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise FileExistsError(f"{out} is not empty")
-    parent = Path(os.path.realpath(out)).parent
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".jaxsparse-") as temporary:
-        folder = Path(temporary) / "demo"
-        folder.mkdir()
+    with files.whole_folder(out, force=force) as folder:
         report("reading the clip")
         clip, samples = _clip(path, folder)
         metrics, note = _installed_metrics()
@@ -104,11 +98,30 @@ def run_demo(
             note=note,
         )
         (folder / "index.html").write_text(page, "utf-8")
-        _move(folder, out)
     return out / "index.html"
 
 
-def _clip(path: Path | None, folder: Path) -> tuple[Clip, Float32[np.ndarray, " N"]]:
+class Excerpt(NamedTuple):
+    """A clip as pages take it, and what was done to a file to get it."""
+
+    name: str
+    """For people."""
+    samples: Float32[np.ndarray, " N"]
+    """One channel at ``SAMPLE_RATE``."""
+    changes: list[str]
+    transcript: str | None
+
+
+def read_excerpt(path: Path | None) -> Excerpt:
+    """Reads a clip, mixed down to one channel at 16 kHz and cut to `MAX_SECONDS`.
+
+    Args:
+        path: An audio file; None stands for the sentence that comes with the package.
+
+    Raises:
+        AudioError: The file is not usable audio; it is not named.
+        OSError: It can't be opened.
+    """
     if path is None:
         with resources.as_file(resources.files("jaxsparse") / "assets" / "sentence.flac") as asset:
             samples, sample_rate = audio.read_audio(asset)
@@ -124,20 +137,26 @@ def _clip(path: Path | None, folder: Path) -> tuple[Clip, Float32[np.ndarray, " 
     if sample_rate != SAMPLE_RATE:
         changes.append(f"resampled from {sample_rate:,} to {SAMPLE_RATE:,} Hz")
         samples = audio.resample(samples, sample_rate, SAMPLE_RATE)
-    audio.write_wav(folder / "original.wav", samples, SAMPLE_RATE)
+    if path is None:
+        return Excerpt("the bundled sentence", samples[:, 0], changes, _SENTENCE)
+    # A name may be any bytes, pages are UTF-8.
+    name = os.fsencode(path.name).decode(errors="replace")
+    return Excerpt(name, samples[:, 0], changes, None)
+
+
+def _clip(path: Path | None, folder: Path) -> tuple[Clip, Float32[np.ndarray, " N"]]:
+    excerpt = read_excerpt(path)
+    audio.write_wav(folder / "original.wav", excerpt.samples[:, None], SAMPLE_RATE)
     # What the codec gets is what the file holds, rounding included.
     samples, _ = audio.read_audio(folder / "original.wav")
     clip = Clip(
-        # A name may be any bytes, the page is UTF-8.
-        name="the bundled sentence"
-        if path is None
-        else os.fsencode(path.name).decode(errors="replace"),
+        name=excerpt.name,
         wav=(folder / "original.wav").read_bytes(),
         n_samples=len(samples),
         spectrogram=_spectrogram(samples[:, 0]),
         hop_length=STFTConfig().hop_length,
-        transcript=_SENTENCE if path is None else None,
-        changes=changes,
+        transcript=excerpt.transcript,
+        changes=excerpt.changes,
     )
     return clip, samples[:, 0]
 
@@ -253,12 +272,3 @@ def _figures(clip: Clip, versions: Sequence[Coded]) -> dict[str, Any]:
             for version in versions
         },
     }
-
-
-def _move(folder: Path, out: Path) -> None:
-    """Gives a finished folder its name; into one that has files, the page goes last."""
-    if not out.is_dir() or not any(out.iterdir()):
-        os.replace(folder, os.path.realpath(out))
-        return
-    for file in sorted(folder.iterdir(), key=lambda file: file.name == "index.html"):
-        os.replace(file, out / file.name)

@@ -6,13 +6,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxsparse.plots import draw_spectrogram
 from jaxsparse.types import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TOP_DB = 80.0
 """Span of the colour scale, dB below the loudest bin of the original."""
@@ -104,16 +108,30 @@ def draw_pictures(clip: Clip, versions: Sequence[Coded]) -> dict[str, bytes]:
         ``NAME-stored`` and ``NAME-decoded``.
     """
     peak = float(clip.spectrogram.max())
-    pictures = {"original": _spectrogram_png(_pool_bins(clip.spectrogram, 2, np.mean), peak)}
+    pictures = {"original": draw_levels(clip.spectrogram, peak)}
     for version in versions:
-        mask = _pool_bins(version.mask, 4, np.max)
-        stored = _pool_bins(np.where(version.mask, version.stored, -np.inf), 4, np.max)
-        decoded = _pool_bins(version.spectrogram, 2, np.mean)
-        pictures[f"{version.name}-mask"] = _mask_png(mask)
-        pictures[f"{version.name}-stored"] = _spectrogram_png(stored, peak, mask)
-        pictures[f"{version.name}-decoded"] = _spectrogram_png(decoded, peak)
+        pictures[f"{version.name}-mask"] = _mask_png(_pool_bins(version.mask, 4, np.max))
+        pictures[f"{version.name}-stored"] = draw_levels(version.stored, peak, version.mask)
+        pictures[f"{version.name}-decoded"] = draw_levels(version.spectrogram, peak)
     pictures["overview"] = _overview(clip, versions)
     return pictures
+
+
+def draw_levels(
+    levels: Float[np.ndarray, "F T"], peak: float, mask: Bool[np.ndarray, "F T"] | None = None
+) -> bytes:
+    """Draws a whole clip's levels as PNG, without axes, low frequencies at the bottom.
+
+    Args:
+        levels: dB.
+        peak: What the brightest colour stands for, dB.
+        mask: Bins to show, the others being transparent; by default all. Of four bins above each
+            other the loudest one is shown then, so that none that stands alone is lost.
+    """
+    if mask is None:
+        return _spectrogram_png(_pool_bins(levels, 2, np.mean), peak)
+    shown = _pool_bins(np.where(mask, levels, -np.inf), 4, np.max)
+    return _spectrogram_png(shown, peak, _pool_bins(mask, 4, np.max))
 
 
 def _overview(clip: Clip, versions: Sequence[Coded]) -> bytes:
@@ -179,13 +197,10 @@ def render_page(
         version: The package's.
         note: What to say of metrics that are in no version's scores.
     """
-    import jinja2
-
-    template = (resources.files("jaxsparse") / "assets" / "demo.html.jinja").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = make_environment().get_template("demo.html.jinja")
     n_bins, n_frames = clip.spectrogram.shape
     kept = int(versions[0].mask.sum())
-    return environment.from_string(template).render(
+    return template.render(
         version=version,
         title=clip.transcript or clip.name,
         heading="One bin in twenty" if float(sparsity) == 0.95 else "A few bins of many",
@@ -222,10 +237,26 @@ def render_page(
         kept_percent=f"{100 * kept / (n_bins * n_frames):.3g}",
         missing_percent=f"{100 - 100 * kept / (n_bins * n_frames):.3g}",
         sparsity=sparsity,
-        ramp=_ramp(),
         top_db=f"{TOP_DB:.0f}",
         seconds=f"{seconds:.0f}",
     )
+
+
+def make_environment(*folders: Path) -> "Environment":
+    """Makes what renders the package's templates, and those of more folders.
+
+    Texts are escaped, and a name that is missing raises. ``ramp`` holds the colours of the scale.
+    """
+    import jinja2
+
+    # A wheel is installed as files.
+    own = Path(str(resources.files("jaxsparse"))) / "assets"
+    loader = jinja2.FileSystemLoader([*folders, own])
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=loader
+    )
+    environment.globals["ramp"] = _ramp()
+    return environment
 
 
 def _version(
@@ -260,15 +291,31 @@ def _cell(key: str, version: Coded, versions: Sequence[Coded]) -> dict[str, Any]
 
 
 def _figure(clip: Clip, picture: bytes, title: str, caption: str) -> dict[str, Any]:
-    """A picture of the whole clip, with the ticks that the page draws around it."""
-    seconds = clip.seconds
+    src = _data_uri("image/png", picture)
+    return make_figure(
+        src, title, caption, clip.seconds, clip.spectrogram.shape[1], clip.hop_length
+    )
+
+
+def make_figure(
+    src: str, title: str, caption: str, seconds: float, n_frames: int, hop_length: int
+) -> dict[str, Any]:
+    """Describes a picture of a whole clip to the templates, with the ticks around it.
+
+    Args:
+        src: Where the picture is.
+        title: Of the picture.
+        caption: What it shows.
+        seconds: Duration of the clip.
+        n_frames: Frames of its spectrogram.
+        hop_length: Samples from frame to frame.
+    """
     step = next((s for s in (0.05, 0.1, 0.2, 0.5, 1, 2) if seconds / s <= 6), 5)
     times = [i * step for i in range(math.ceil((seconds - step / 3) / step))]
-    n_frames = clip.spectrogram.shape[1]
-    positions = [(time * SAMPLE_RATE / clip.hop_length + 0.5) / n_frames for time in times]
+    positions = [(time * SAMPLE_RATE / hop_length + 0.5) / n_frames for time in times]
     top = SAMPLE_RATE // 2000
     return {
-        "src": _data_uri("image/png", picture),
+        "src": src,
         "title": title,
         "caption": caption,
         "alt": f"{title} {caption} {seconds:.1f} seconds by {top} kHz.",

@@ -1,8 +1,11 @@
-"""Files that appear whole or not at all, and paths that say nothing of a machine."""
+"""Files and folders that appear whole or not at all, and paths that say nothing of a machine."""
 
+import errno
 import os
 import secrets
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -46,6 +49,42 @@ def atomic_write_parts(
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
+
+
+@contextmanager
+def whole_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Makes a folder that appears whole or not at all.
+
+    What is filled is a temporary folder beside the target, which then takes the target's name. In
+    a target that has files already they are replaced one by one, a page, ``index.html``, last.
+
+    Args:
+      out: the target.
+      force: whether to write into a folder that isn't empty.
+
+    Yields:
+      The folder to fill, with files alone.
+
+    Raises:
+      OSError: the target isn't empty and not forced, is no folder, or can't be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(out))
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise FileExistsError(f"{out} is not empty (--force overwrites what has the same names)")
+    target = Path(os.path.realpath(out))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(target.parent))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".jaxsparse-") as temporary:
+        # The temporary folder itself is readable by its owner alone.
+        folder = Path(temporary) / target.name
+        folder.mkdir()
+        yield folder
+        if not target.is_dir() or not any(target.iterdir()):
+            os.replace(folder, target)
+            return
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == "index.html"):
+            os.replace(file, target / file.name)
 
 
 def portable_path(path: Path) -> str:
