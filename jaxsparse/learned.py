@@ -7,12 +7,15 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 from jaxsparse.contracts import Decoder, Params, Policy
 from jaxsparse.masks import check_count, project_to_count
 from jaxsparse.pretrained import load_once, load_sampler
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram
+
+BLOCK = 32
+"""Frames within which bins are exchanged: half a second at a hop of 256 samples."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +54,35 @@ class Learned:
         sampler, params, _ = load_once(load_sampler, self.sampler)
         mask = self.first(key, spectrogram, count)
         for _ in range(self.passes):
-            mask = exchange(sampler, params, spectrogram, mask, count)
+            mask = exchange(sampler, params, spectrogram, mask)
         return mask
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def exchange(
-    sampler: Decoder,
-    params: Params,
-    spectrogram: Spectrogram,
-    mask: HardMask,
-    count: int | Int[Array, ""],
+    sampler: Decoder, params: Params, spectrogram: Spectrogram, mask: HardMask
 ) -> HardMask:
-    """Keeps the `count` bins that a sampler scores highest beside a mask.
+    """Keeps the bins that a sampler scores highest, as many in each `BLOCK` of frames as before.
+
+    Scores are compared within half a second alone: a sampler learns on clips of a second or two,
+    which say nothing about how to share bins between words and pauses.
 
     Args:
         sampler: As `jaxsparse.pretrained.load_sampler` gives it.
         params: Of the sampler.
         spectrogram: dB, F by T; none of the bins that are -inf is kept while there are others.
         mask: Bins kept so far.
-        count: Number of ones.
     """
     scores = sampler.apply(params, spectrogram, mask, spectrogram > -jnp.inf)
-    return project_to_count(scores, count)
+    n_frames = mask.shape[1]
+    pads = ((0, 0), (0, -n_frames % BLOCK))
+    blocks = (
+        _split(jnp.pad(scores, pads, constant_values=-jnp.inf)),
+        _split(jnp.pad(mask, pads)).sum((1, 2), dtype=jnp.int32),
+    )
+    return jnp.concatenate(jax.vmap(project_to_count)(*blocks), axis=1)[:, :n_frames]
+
+
+def _split(x: Shaped[Array, "F T"]) -> Shaped[Array, "M F K"]:
+    """Cuts frames into blocks."""
+    return jnp.stack(jnp.split(x, x.shape[1] // BLOCK, axis=1))

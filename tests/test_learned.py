@@ -8,7 +8,7 @@ from jax.core import Tracer
 from test_pyramid import SHAPE, kept, levels, slow_fill, trained
 
 from jaxsparse.errors import JaxsparseError
-from jaxsparse.learned import Learned, exchange
+from jaxsparse.learned import BLOCK, Learned, exchange
 from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.nn.sampler import SamplerConfig
 from jaxsparse.policies import densification, random
@@ -88,8 +88,20 @@ def test_what_is_worst_filled_in_takes_the_place_of_what_is_least_missed(key):
     x = jnp.full(SHAPE, -25.0).at[17, 9].set(10.0)
     sampler = SamplerConfig(features=(3,), stay=0.0).build()
     first = kept().at[17, 9].set(False)
-    mask = exchange(sampler, sampler.init(key), x, first, first.sum(dtype=jnp.int32))
+    mask = exchange(sampler, sampler.init(key), x, first)
     assert bool(mask[17, 9]) and int(mask.sum()) == int(first.sum())
+
+
+def test_bins_are_exchanged_within_blocks_of_frames(key):
+    """What is loud at the one end takes no bins from the other."""
+    shape = (41, 3 * BLOCK + 5)
+    x = levels(shape).at[:, 2 * BLOCK :].add(20.0)
+    sampler, first = CONFIG.build(), kept(shape)
+    mask = exchange(sampler, trained(sampler), x, first)
+    assert (mask != first).any()
+    for start in range(0, shape[1], BLOCK):
+        block = np.s_[:, start : start + BLOCK]
+        assert int(mask[block].sum()) == int(first[block].sum())
 
 
 def test_a_sampler_of_ones_own_goes_by_its_path(path, key):
@@ -97,7 +109,7 @@ def test_a_sampler_of_ones_own_goes_by_its_path(path, key):
     sampler, params, _ = load_sampler(path)
     mask = random(key, x, 130)
     for _ in range(2):
-        mask = exchange(sampler, params, x, mask, 130)
+        mask = exchange(sampler, params, x, mask)
     np.testing.assert_array_equal(policy(key, x, 130), mask)
 
 
