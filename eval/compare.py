@@ -1,4 +1,4 @@
-"""Tables and a plot over several evaluations: decoders and policies at all their sparsities.
+"""One table for each metric, and a plot, over several evaluations.
 
 ``python -m eval.compare --runs RUN1 RUN2 --out OUT`` reads what ``eval.reconstruction`` wrote into
 each RUN, on the same clips, so that many policies can be compared with one decoder and many
@@ -8,6 +8,7 @@ metric, and ``pesq.png``. Counted are all phases, and kept bins that are put bac
 
 import io
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,16 +54,20 @@ def run(settings: Settings) -> str:
     summaries = [_read(path) for path in settings.runs]
     _check_same(settings.runs, summaries)
     groups = merge(summaries)
-    for name, value in (("method", settings.decoder), ("mask", settings.mask)):
-        if value not in {group[name] for group in groups}:
+    for name, column, value in (
+        ("decoder", "method", settings.decoder),
+        ("mask", "mask", settings.mask),
+    ):
+        if value not in {group[column] for group in groups}:
             raise SettingsError(f"no evaluation has the {name} {value!r}")
     text = tables(groups) + (
         f"\n{summaries[0]['clips']} clips of {summaries[0]['settings']['data']}; mean ± standard "
         "error over clips; all phases, kept bins put back.\n"
     )
+    plot = draw(groups, settings)
     settings.out.mkdir(parents=True, exist_ok=True)
     atomic_write(settings.out / "table.md", text.encode())
-    atomic_write(settings.out / "pesq.png", draw(groups, settings))
+    atomic_write(settings.out / "pesq.png", plot)
     return text
 
 
@@ -84,17 +89,24 @@ def _check_same(paths: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> N
             first, own = (each["settings"].get(name) for each in (summaries[0], summary))
             if first != own:
                 raise SettingsError(f"{paths[0]} and {path} differ in {name}: {first} and {own}")
+        if summary["clips"] != summaries[0]["clips"]:
+            raise SettingsError(f"{paths[0]} and {path} have other numbers of clips")
 
 
 def merge(summaries: Sequence[dict[str, Any]]) -> list[Row]:
-    """Lists the groups with all phases and kept bins put back, each once."""
+    """Lists the groups with all phases and kept bins put back, each once.
+
+    Raises:
+        SettingsError: If two evaluations have other results for the same names.
+    """
     found: dict[tuple[str, str, float], Row] = {}
     for summary in summaries:
         for group in summary["groups"]:
-            whole = group["phases"] == "all" and (group["keep_observed"] or not group["mask"])
-            if whole:
-                key = (group["method"], group["mask"], group["sparsity"])
-                found.setdefault(key, group)
+            if group["phases"] != "all" or (group["mask"] and not group["keep_observed"]):
+                continue
+            key = (group["method"], group["mask"], group["sparsity"])
+            if found.setdefault(key, group)["mse"] != group["mse"]:
+                raise SettingsError(f"two evaluations have other results for {group['method']}")
     return list(found.values())
 
 
@@ -116,11 +128,12 @@ def tables(groups: Sequence[Row]) -> str:
             ]
             for method, mask in pairs
         ]
-        header = ["decoder", "masks", *(f"{sparsity:.0%}" for sparsity in sparsities)]
+        header = ["decoder", "masks", *(f"{100 * sparsity:.6g} %" for sparsity in sparsities)]
         text += f"\n## {title}\n\n" + report.grid(header, lines)
         for group in groups:
             if not group["mask"]:
-                text += f"\n{group['method'].capitalize()}: {report.cell(group[metric], 3)}\n"
+                value = report.cell(group[metric], DIGITS.get(metric, 3))
+                text += f"\n{group['method'].capitalize()}: {value}\n"
     return text.lstrip()
 
 
@@ -152,7 +165,7 @@ def _draw_lines(axes: Any, groups: Sequence[Row], metric: str, label: str) -> No
         line = sorted((g for g in groups if g[label] == name), key=lambda g: g["sparsity"])
         axes.errorbar(
             [100 * g["sparsity"] for g in line],
-            [g[metric]["mean"] for g in line],
+            [math.nan if g[metric]["mean"] is None else g[metric]["mean"] for g in line],
             [g[metric]["standard_error"] or 0 for g in line],
             marker="o",
             markersize=3,

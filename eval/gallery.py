@@ -2,8 +2,8 @@
 
 ``python -m eval.gallery`` takes the sentence that comes with the package, ``--clips A.wav B.flac``
 others. Every mask is filled in by every decoder, the kept bins are put back, and sound is made with
-the original's phases; nothing is quantized. A clip's masks are those that eval.reconstruction draws
-for a file of its name. OUT gets index.html, which switches between all versions while they play,
+the original's phases; nothing is quantized. Masks are drawn from (seed, file name), as they are by
+eval.reconstruction. OUT gets index.html, which switches between all versions while they play,
 their sounds (WAV) and pictures (PNG), and scores.json: MSE over all bins, PESQ in both bands and
 STOI. The page loads nothing from elsewhere, so OUT can be opened as it is or put on any server.
 
@@ -61,7 +61,7 @@ class Settings:
     """Folder for the page."""
     decoders: tuple[str, ...] = ("unet", "linear")
     """What fills in: names, and paths of .safetensors files."""
-    mask: tuple[str, ...] = ("random", "densification")
+    mask: tuple[str, ...] = ("random", "learned")
     """Policies that the masks are made by."""
     sparsity: tuple[float, ...] = (0.95, 0.98)
     """Shares of bins that are hidden."""

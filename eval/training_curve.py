@@ -34,7 +34,7 @@ class Settings:
     """Folders of training runs, in order."""
     out: Path
     """Folder for the results; a run in it is resumed."""
-    mask: tuple[str, ...] = ("random", "densification")
+    mask: tuple[str, ...] = ("random", "learned")
     """Policies that the masks are made by."""
     sparsity: float = 0.95
     """Share of bins that they hide."""

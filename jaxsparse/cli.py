@@ -413,16 +413,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     compress.add_argument(
         "--mask",
-        default="densification",
+        default="learned",
         metavar="POLICY",
-        help="which bins are stored: those that filling in misses most, in rounds (densification, "
-        "the default); those that the network itself misses most (densification-unet, slower); "
-        "the default's, some of them exchanged by a small network (learned); the loudest ones "
-        "and as many at random (mixed); the loudest ones alone (loudest); those that stand out "
-        "of their frame, half of the bins (contrast) or 70 %% (contrast-70), and the others at "
-        "random; those heard best beside all others, alone (masking) or half of the bins "
-        "(masking-50); all at random, but evenly spread (blue-noise); or all at random, of "
-        "which a seed is all that the file needs (random)",
+        help="which bins are stored: those that filling in misses most, found in rounds "
+        "(densification), some of them exchanged for others by a small network (learned, the "
+        "default); those that the network which fills in misses most (densification-unet, "
+        "slower); the loudest ones and as many at random (mixed); the loudest ones alone "
+        "(loudest); those that stand out of their frame, half of the bins (contrast) or 70 %% "
+        "(contrast-70), and the others at random; those heard best beside all others, alone "
+        "(masking) or half of the bins (masking-50); all at random, but evenly spread (blue- "
+        "noise); or all at random, of which a seed is all that the file needs (random)",
     )
     compress.add_argument(
         "--phases",
@@ -503,9 +503,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--mask",
         nargs="+",
-        default=["random", "densification"],
+        default=["random", "learned"],
         metavar="POLICY",
-        help="kinds of mask to compare, as compress takes them (default: random densification)",
+        help="kinds of mask to compare, as compress takes them (default: random learned)",
     )
     _add_force(demo)
     return parser

@@ -73,6 +73,11 @@ class Decoder:
     """Whether it runs on the host: it has no gradient then, and can't be traced."""
 
 
+Sampler: TypeAlias = Decoder
+"""A network that scores bins: of the same shape, but `apply` takes the dense spectrogram, and gives
+scores in no unit, -inf where the array only pads the spectrogram."""
+
+
 @runtime_checkable
 class Policy(Protocol):
     """Chooses at once which bins to keep: a pure function of one spectrogram.

@@ -24,7 +24,7 @@ from jaxsparse.spectrogram import log_power
 from jaxsparse.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
 
-MASKS = ("random", "densification")
+MASKS = ("random", "learned")
 """Policies that are compared."""
 MAX_SECONDS = 20
 """The rest of a longer file is left out: the page is to be listened to."""

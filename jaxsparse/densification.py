@@ -7,6 +7,7 @@ diffusion inpainting".
 """
 
 import functools
+import os
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar
@@ -37,12 +38,13 @@ class Densification:
     is equal to itself alone: it closes over arrays, which can't be compared.
 
     Raises:
-        ValueError: If a setting is out of range, or the decoder runs on the host.
+        ValueError: If a setting is out of range, the decoder runs on the host, or there are
+            parameters beside a name.
     """
 
-    decoder: Decoder | str
-    """What fills in the bins that are hidden so far; or its name, as `load_decoder` takes it, by
-    which decoder and parameters are loaded when the first mask is made."""
+    decoder: Decoder | str | os.PathLike[str]
+    """What fills in the bins that are hidden so far; or its name or path, as `load_decoder` takes
+    it, by which decoder and parameters are loaded when the first mask is made."""
     params: Params = field(default_factory=dict)
     """Of a decoder that is given itself."""
     first: Policy = _evenly
@@ -61,8 +63,10 @@ class Densification:
     """See `jaxsparse.contracts.Policy`."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.decoder, str):
+        if isinstance(self.decoder, Decoder):
             _check_traceable(self.decoder)
+        elif self.params:
+            raise ValueError("a decoder that is named brings its own params")
         if self.rounds < 1 or not 0 <= self.first_share <= 1:
             raise ValueError("rounds must be 1 or more and first_share from 0 to 1")
         if self.window < 1 or self.window % 2 == 0:
@@ -73,10 +77,16 @@ class Densification:
     def __call__(
         self, key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, ""]
     ) -> HardMask:
-        """Makes a mask; see `Policy`."""
+        """Makes a mask; see `Policy`.
+
+        Raises:
+            JaxsparseError: If there is no decoder of that name, or its file is damaged.
+            OSError: If its file can't be read.
+            ValueError: If it runs on the host.
+        """
         check_count(count, spectrogram.size)
         decoder, params = self.decoder, self.params
-        if isinstance(decoder, str):
+        if not isinstance(decoder, Decoder):
             decoder, params, _ = load_once(load_decoder, decoder)
             _check_traceable(decoder)
         return _densify(self, decoder, params, key, spectrogram, jnp.asarray(count, jnp.int32))

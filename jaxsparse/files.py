@@ -53,7 +53,7 @@ def atomic_write_parts(
 
 @contextmanager
 def whole_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """Makes a folder that appears whole or not at all.
+    """Makes a folder that appears whole or not at all, or, over files that are there, one by one.
 
     What is filled is a temporary folder beside the target, which then takes the target's name. In
     a target that has files already they are replaced one by one, a page, ``index.html``, last.
@@ -83,7 +83,14 @@ def whole_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
         if not target.is_dir() or not any(target.iterdir()):
             os.replace(folder, target)
             return
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == "index.html"):
+        made = sorted(folder.iterdir(), key=lambda file: file.name == "index.html")
+        for file in made:
+            # Before the first one is replaced.
+            if (target / file.name).is_dir():
+                raise IsADirectoryError(
+                    errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(out / file.name)
+                )
+        for file in made:
             os.replace(file, target / file.name)
 
 

@@ -1,15 +1,15 @@
-"""Masks that a learned sampler improves."""
+"""A policy that exchanges bins by a learned sampler."""
 
 import functools
 import os
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
-from jaxsparse.contracts import Decoder, Params, Policy
+from jaxsparse.contracts import Params, Policy, Sampler
+from jaxsparse.densification import Densification
 from jaxsparse.masks import check_count, project_to_count
 from jaxsparse.pretrained import load_once, load_sampler
 from jaxsparse.types import HardMask, PRNGKey, Spectrogram
@@ -21,6 +21,9 @@ BLOCK = 32
 @dataclass(frozen=True)
 class Learned:
     """Exchanges bins of another policy's mask for those that a sampler scores higher.
+
+    In each `BLOCK` of frames the bins of highest score take the places of those kept, as many as
+    before.
 
     Raises:
         ValueError: If `passes` is not positive.
@@ -34,8 +37,11 @@ class Learned:
     """Times that bins are exchanged."""
     chosen: str = "those that a learned sampler scores highest"
     """What the bins are, for people."""
-    takes_padding: ClassVar[bool] = True
-    """See `jaxsparse.contracts.Policy`."""
+
+    @property
+    def takes_padding(self) -> bool:
+        """See `jaxsparse.contracts.Policy`: what is drawn uniformly is drawn in padding too."""
+        return isinstance(self.first, Densification | Learned) and self.first.takes_padding
 
     def __post_init__(self) -> None:
         if self.passes < 1:
@@ -60,7 +66,7 @@ class Learned:
 
 @functools.partial(jax.jit, static_argnums=0)
 def exchange(
-    sampler: Decoder, params: Params, spectrogram: Spectrogram, mask: HardMask
+    sampler: Sampler, params: Params, spectrogram: Spectrogram, mask: HardMask
 ) -> HardMask:
     """Keeps the bins that a sampler scores highest, as many in each `BLOCK` of frames as before.
 
@@ -70,7 +76,7 @@ def exchange(
     Args:
         sampler: As `jaxsparse.pretrained.load_sampler` gives it.
         params: Of the sampler.
-        spectrogram: dB, F by T; none of the bins that are -inf is kept while there are others.
+        spectrogram: dB, F by T; none of the bins that are -inf is kept while its block has others.
         mask: Bins kept so far.
     """
     scores = sampler.apply(params, spectrogram, mask, spectrogram > -jnp.inf)

@@ -80,7 +80,7 @@ class Card:
 
 
 class Pretrained(NamedTuple):
-    """A decoder with its parameters and what is known of it."""
+    """A decoder or sampler with its parameters and what is known of it."""
 
     decoder: Decoder
     params: Params
@@ -120,15 +120,15 @@ def load_decoder(name: str | os.PathLike[str]) -> Pretrained:
 def load_once(
     load: Callable[[str | os.PathLike[str]], Pretrained], name: str | os.PathLike[str]
 ) -> Pretrained:
-    """Loads a network the first time, also while something is traced.
+    """Loads a network the first time that it is asked for.
+
+    Within a process a name is read once: a file that is replaced later is not seen.
 
     Args:
         load: `load_decoder` or `load_sampler`, whose errors are raised.
         name: What it takes.
     """
-    # Nothing of the trace may be kept.
-    with jax.ensure_compile_time_eval():
-        return load(name)
+    return load(name)
 
 
 def choose_pretrained(mask: str, sparsity: str | float) -> tuple[str, bool]:
@@ -180,9 +180,18 @@ def load_sampler(name: str | os.PathLike[str]) -> Pretrained:
 
     Raises:
         OSError: If the file or its card can't be read.
+        JaxsparseError: If there is no such sampler.
         WeightsError: As `load_weights` does.
     """
-    return load_weights(_shipped(str(name)) if name in SAMPLER_NAMES else name, SAMPLERS)
+    text = os.fspath(name)
+    if text in SAMPLER_NAMES:
+        return load_weights(_shipped(text), SAMPLERS)
+    if not text.endswith(".safetensors"):
+        raise JaxsparseError(
+            f"no sampler is named {text!r}; there are {', '.join(SAMPLER_NAMES)}, and paths that "
+            "end in .safetensors"
+        )
+    return load_weights(text, SAMPLERS)
 
 
 def load_weights(
@@ -206,7 +215,10 @@ def load_weights(
         raise WeightsError(f"{path} is not the file that its card describes (SHA-256)")
     try:
         tensors = dict(safetensors.deserialize(data))
-        decoder = _build_decoder(data, kinds)
+        name, settings = _read_config(data)
+        if name not in kinds and name in DECODERS | SAMPLERS:
+            raise WeightsError(f"{path} holds a {name}, not one of {', '.join(kinds)}")
+        decoder = _build_decoder(name, settings, kinds)
         params = _check_tensors(tensors, jax.eval_shape(decoder.init, jax.random.key(0)))
     except (safetensors.SafetensorError, msgspec.ValidationError, ValueError) as error:
         raise WeightsError(f"{path} is damaged: {one_line(str(error))}") from error
@@ -227,7 +239,7 @@ def save_weights(
     Args:
         path: Of the weights.
         params: Parameters.
-        config: Of the decoder, whose kind has a name in `DECODERS`.
+        config: Of the decoder or sampler, whose kind has a name in `DECODERS` or `SAMPLERS`.
         about: What else the card says, as JSON.
         masks: See `Card`.
         sparsity: See `Card`.
@@ -277,18 +289,28 @@ def _name(path: tuple[str | int, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def _build_decoder(data: bytes, kinds: Mapping[str, type[DecoderConfig]]) -> Decoder:
-    """The decoder that the header of a file names, which safetensors has accepted.
+def _read_config(data: bytes) -> tuple[str, dict[str, Any]]:
+    """Reads a network's kind and settings from a file that safetensors has accepted.
 
     Raises:
-        ValueError: If its name or config is missing, unknown, of a wrong type or out of range.
+        ValueError: If it holds none.
     """
     size = int.from_bytes(data[:8], "little")
     metadata = parse_object(data[8 : 8 + size]).get("__metadata__") or {}
     if "config" not in metadata:
         raise ValueError("it holds no settings of a network")
     settings = parse_object(metadata["config"])
-    name = str(settings.pop("decoder", _FIRST_DECODER))
+    return str(settings.pop("decoder", _FIRST_DECODER)), settings
+
+
+def _build_decoder(
+    name: str, settings: Mapping[str, Any], kinds: Mapping[str, type[DecoderConfig]]
+) -> Decoder:
+    """Builds the decoder or sampler of a kind.
+
+    Raises:
+        ValueError: If its name or a setting is missing, unknown, of a wrong type or out of range.
+    """
     if name not in kinds:
         raise ValueError(f"it is of the kind {_some([name])}; there are {', '.join(kinds)}")
     known = set(_saved_fields(kinds[name]))
@@ -336,8 +358,10 @@ def _check_tensors(tensors: dict[str, dict[str, Any]], expected: Params) -> Para
         arrays[name] = np.frombuffer(tensors[name]["data"], _DTYPES[dtype]).reshape(shape)
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds values that are NaN or infinite")
-    # As the decoder makes them, whatever they were stored as.
-    params = {path: jnp.asarray(arrays[_name(path)], flat[path].dtype) for path in flat}
+    # As the decoder makes them, whatever they were stored as; on the host, where nothing compiles.
+    # A first use may lie in something traced, of which nothing may be kept.
+    with jax.ensure_compile_time_eval():
+        params = {path: jnp.asarray(arrays[_name(path)].astype(flat[path].dtype)) for path in flat}
     return traverse_util.unflatten_dict(params)
 
 

@@ -156,7 +156,7 @@ def test_page_stands_on_its_own(made):
     players = [(made / "out" / f"{name}.wav").read_bytes() for name in ("original", *demo.MASKS)]
     assert page.files("audio/wav") == players
     pictures = page.files("image/png")
-    for name in ("original", "random-stored", "densification-decoded"):
+    for name in ("original", "random-stored", "learned-decoded"):
         assert (made / "out" / f"{name}.png").read_bytes() in pictures
 
 
@@ -171,7 +171,7 @@ def test_scores_are_those_of_the_files(made):
         assert entry["bits"] == 8 * len(data) == sum(entry["parts"].values())
         assert f"{entry['bits']:,}" in text
         assert re.search(rf">{entry['scores']['stoi']:.3f}<", text)
-    name = "densification"
+    name = "learned"
     samples, rate = codec.decompress((made / "out" / f"{name}.jsac").read_bytes())
     original, _ = audio.read_audio(made / "out" / "original.wav")
     written, _ = audio.read_audio(made / "out" / f"{name}.wav")

@@ -46,7 +46,7 @@ def test_every_pair_has_a_row_and_every_sparsity_a_column(runs, capsys):
     assert (runs / "out" / "pesq.png").read_bytes().startswith(b"\x89PNG")
     section = text.split("## PESQ wb")[1].split("##")[0]
     lines = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")]
-    assert lines[0] == ["| decoder", "masks", "80%", "90% |"]
+    assert lines[0] == ["| decoder", "masks", "80 %", "90 % |"]
     assert [line[:2] for line in lines[2:]] == [
         ["| pyramid", "random"],
         ["| pyramid", "loudest"],
@@ -65,7 +65,7 @@ def test_every_pair_has_a_row_and_every_sparsity_a_column(runs, capsys):
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (("--decoder", "unet"), "no evaluation has the method 'unet'"),
+        (("--decoder", "unet"), "no evaluation has the decoder 'unet'"),
         (("--mask", "mixed"), "no evaluation has the mask 'mixed'"),
         (("--runs", "nowhere"), "nowhere holds no finished evaluation"),
     ],
@@ -80,6 +80,24 @@ def test_a_damaged_summary_is_named(runs, tmp_path, capsys, text):
     (tmp_path / "summary.json").write_text(text)
     assert compare.main(flags(runs, "--runs", str(tmp_path))) == 2
     assert f"{tmp_path}/summary.json is not what" in capsys.readouterr().err
+
+
+def test_a_group_without_a_score_is_drawn_as_a_gap(runs, tmp_path, capsys):
+    summary = json.loads((runs / "one" / "summary.json").read_text())
+    for group in summary["groups"]:
+        group["pesq_wb"] |= {"mean": None, "standard_error": None}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert compare.main(flags(runs, "--runs", str(tmp_path), "--out", str(tmp_path))) == 0
+    assert "none" in capsys.readouterr().out
+
+
+def test_two_networks_of_one_name_are_refused(runs, tmp_path, capsys):
+    summary = json.loads((runs / "one" / "summary.json").read_text())
+    for group in summary["groups"]:
+        group["mse"]["mean"] += 1
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert compare.main(flags(runs, "--runs", str(runs / "one"), str(tmp_path))) == 2
+    assert "two evaluations have other results for" in capsys.readouterr().err
 
 
 def test_other_clips_are_refused(runs, tmp_path, capsys):

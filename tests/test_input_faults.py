@@ -421,9 +421,9 @@ def test_demo_of_odd_audio_with_an_odd_name(kind, folder, capsys):
     np.testing.assert_allclose(
         original, resample(mono, sample_rate, 16_000), rtol=0, atol=0.501 / 2**15
     )
-    decoded, _ = read_audio(out / "densification.wav")
+    decoded, _ = read_audio(out / "learned.wav")
     assert decoded.shape == original.shape
-    best = figures["masks"]["densification"]
+    best = figures["masks"]["learned"]
     if kind == "silence":
         np.testing.assert_array_equal(decoded, original)
         # Before 16 bits make zeros of them, the samples are below 1e-6.

@@ -34,6 +34,8 @@ def spectrogram():
 def test_the_count_is_exact_traced_or_not(policy, spectrogram, key):
     assert isinstance(policy, Policy)
     make = jax.jit(policy)
+    # Some load a network.
+    policy(key, spectrogram, 1)
     with reference.Compilations() as compilations:
         for count in COUNTS:
             mask = make(key, spectrogram, count)
@@ -222,6 +224,8 @@ def test_densification_refuses_what_it_cannot_do():
         Densification(Linear().build())
     with pytest.raises(ValueError, match="runs on the host"):
         Densification("linear")(jax.random.key(0), jnp.zeros((3, 3)), 2)
+    with pytest.raises(ValueError, match="brings its own params"):
+        Densification("unet", {"a": jnp.zeros(1)})
     with pytest.raises(ValueError, match="rounds"):
         densify(rounds=0)
     with pytest.raises(ValueError, match="first_share"):

@@ -18,6 +18,7 @@ from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
 from jaxsparse.pretrained import (
     NAMES,
+    THESIS_NAMES,
     Card,
     WeightsError,
     choose_pretrained,
@@ -273,7 +274,7 @@ def test_the_file_is_read_once(path, params, monkeypatch):
 def test_a_decoder_of_no_known_name_is_refused(tmp_path):
     config = json.dumps(SETTINGS | {"decoder": "unheard\nof"})
     write_weights(tmp_path / "a.safetensors", metadata={"config": config})
-    assert_refused(tmp_path / "a.safetensors", r"decoder 'unheard\nof'; there are sparse-cnn")
+    assert_refused(tmp_path / "a.safetensors", r"kind 'unheard\nof'; there are sparse-cnn")
 
 
 def test_missing_files_are_missing_files(path):
@@ -294,21 +295,24 @@ def test_the_card_of_another_network_is_refused(path, tmp_path, params):
 
 @pytest.mark.parametrize("name", ["random-99", "", "../random-95", "random-95.safetensors"])
 def test_an_unknown_name_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match="unet, random-80"):
+    with pytest.raises(ValueError, match="unet, unet-small, random-80"):
         load_pretrained(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_network_loads_and_says_what_it_is(name):
     decoder, params, card = load_pretrained(name)
-    expected = PyramidUNetConfig().build() if name == "unet" else sparse_cnn()
+    configs = {"unet": PyramidUNetConfig(), "unet-small": PyramidUNetConfig((14, 28, 42))}
+    expected = configs[name].build() if name in configs else sparse_cnn()
     assert decoder is expected and n_parameters(params) == card.about["parameters"]
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert len(card.sha256) == 64
     settings = card.about["settings"]
     # The thesis' networks were trained when a setting was one name.
-    masks = np.unique(np.atleast_1d(settings["masks"]))
-    assert sorted(card.masks) == masks.tolist() and card.sparsity == tuple(settings["sparsity"])
+    masks = np.unique(np.atleast_1d(settings["masks"])).tolist()
+    # The others are for any mask.
+    assert sorted(card.masks) == (masks if name in THESIS_NAMES else [])
+    assert card.sparsity == tuple(settings["sparsity"])
     for field in ("recipe", "command", "data", "training_seconds", "final_training_loss_db2"):
         assert card.about.get(field), f"the card of {name} does not say its {field}"
     assert "CC BY 4.0" in json.dumps(card.about), "the licence of what it was trained on"
@@ -350,7 +354,7 @@ def test_what_a_network_is_for_is_saved(tmp_path, params):
         ("random", 0.85, ("unet", True)),
         ("random", "0.79", ("unet", False)),
         ("contrast", "0.9", ("unet", True)),
-        ("unheard of", "0.9", ("unet", False)),
+        ("unheard of", "0.9", ("unet", True)),
     ],
 )
 def test_the_network_whose_card_fits_best_is_chosen(mask, sparsity, expected):

@@ -247,7 +247,7 @@ def test_masks_that_the_sampler_makes_have_the_count_and_get_harder(with_sampler
     params = loop.SAMPLER.build().init(key)
     rounded = {}
     for step in (0, settings.steps):
-        improved = jax.jit(lambda i: loop._improve(settings, params, examples, i).mask)(step)
+        improved = jax.jit(lambda i: loop._exchange(settings, params, examples, i).mask)(step)
         np.testing.assert_allclose(improved.sum((1, 2)), examples.mask.sum((1, 2)), rtol=1e-3)
         rounded[step] = float(jnp.minimum(improved, 1 - improved).sum())
     assert rounded[settings.steps] < 0.6 * rounded[0]

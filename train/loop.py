@@ -47,7 +47,7 @@ from train.losses import format_loss, make_loss, parse_loss
 from train.settings import RECIPES, STFT, Settings, start_config
 
 SAMPLER = SamplerConfig()
-# Of the projection that makes its masks in training, in the first and in the last step.
+# How hard its masks are in training: the projection's steepness at the first and at the last step.
 SAMPLER_STEEPNESS = (4.0, 16.0)
 # Settings that a resumed run may change: they don't decide what is trained.
 NOT_IDENTITY = (
@@ -123,6 +123,7 @@ def train(
         optimizer = make_optimizer(settings)
         state = restore_state(found, settings, decoder, optimizer)
         step = make_step(settings, decoder, optimizer)
+        started = _started_from(settings)
         # Processes that read ahead are started next, and they must be ended with the run.
         if stop():
             raise Stopped("stopped before the first step")
@@ -136,7 +137,7 @@ def train(
                 checkpoints.save(log.step, tuple(state), data, identity)
 
             def keep(state: TrainState, path: Path) -> None:
-                card = _card(settings, recipe, log.history, loader)
+                card = _card(settings, recipe, log.history, loader, started)
                 _save_networks(settings, path, state.params, card)
 
             draw = functools.partial(_draw, settings, decoder)
@@ -154,14 +155,16 @@ def _save_networks(settings: Settings, path: Path, params: Params, card: dict[st
     def save(path: Path, params: Params, config: DecoderConfig, masks: Sequence[str]) -> None:
         saved = jax.tree.map(lambda p: p.astype(settings.save_dtype), params)
         about = {**card, "parameters": n_parameters(params)}
+        masks = tuple(dict.fromkeys(masks))
         save_weights(path, saved, config, about, masks=masks, sparsity=settings.sparsity)
 
-    trained = tuple(dict.fromkeys(settings.masks))
     if not settings.n_sampled:
-        save(path, params, settings.decoder, trained)
+        save(path, params, settings.decoder, settings.masks)
         return
-    # The name of the policy that the sampler is shipped for.
-    save(path, params["decoder"], settings.decoder, (*trained, "learned"))
+    drawn = settings.masks if settings.n_sampled < settings.batch_size else ()
+    # The policy that starts there is the one that ships.
+    learned = ("learned",) if settings.sampler_start == "densification" else ()
+    save(path, params["decoder"], settings.decoder, (*drawn, *learned))
     start = (settings.sampler_start,)
     save(path.with_name(f"{path.stem}-sampler.safetensors"), params["sampler"], SAMPLER, start)
 
@@ -284,7 +287,7 @@ def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTra
         params: Params, examples: Example, audio: Float[Array, "B N"], step: Int[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         if settings.n_sampled:
-            examples = _improve(settings, params["sampler"], examples, step)
+            examples = _exchange(settings, params["sampler"], examples, step)
         own = _decoder_params(settings, params)
         estimate = jax.vmap(decoder.apply, (None, 0, 0))(own, *examples)
         return measure(reference=examples.spectrogram, estimate=estimate, audio=audio)
@@ -306,24 +309,24 @@ def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTra
     return step
 
 
-def _improve(
+def _exchange(
     settings: Settings, params: Params, examples: Example, step: Int[Array, ""]
 ) -> Example:
     """Exchanges bins of the first examples' masks by the sampler, with a gradient.
 
     The masks are soft and nearly hard, of the same sum, and get harder from step to step. Hard ones
     with the soft ones' gradient don't do: that of a kept bin doesn't say what hiding it would cost,
-    and the loss rises at any learning rate.
+    and the loss rose at every learning rate that was tried.
     """
     n = settings.n_sampled * settings.crops_per_clip
     first, last = SAMPLER_STEEPNESS
     to_mask = projection(first * (last / first) ** (step / settings.steps)).to_mask
 
-    def improve(spectrogram: Spectrogram, mask: HardMask) -> SoftMask:
+    def exchange(spectrogram: Spectrogram, mask: HardMask) -> SoftMask:
         scores = SAMPLER.build().apply(params, spectrogram, mask)
         return to_mask(scores, mask.sum(dtype=jnp.int32), step)
 
-    improved = jax.vmap(improve)(examples.spectrogram[:n], examples.mask[:n])
+    improved = jax.vmap(exchange)(examples.spectrogram[:n], examples.mask[:n])
     masks = jnp.concatenate([improved, examples.mask[n:].astype(improved.dtype)])
     return examples._replace(mask=masks)
 
@@ -645,11 +648,17 @@ def _identity(settings: Settings) -> dict[str, Any]:
     # With every weight, since the default ones may change.
     values["loss"] = format_loss(parse_loss(settings.loss))
     values["decoder"] |= {"name": name_of(settings.decoder)}
+    if settings.n_sampled:
+        values["sampler"] = saved_config(SAMPLER) | {"steepness": SAMPLER_STEEPNESS}
     return manifest.plain(values)
 
 
 def _card(
-    settings: Settings, recipe: str, history: list[dict[str, Any]], loader: Loader
+    settings: Settings,
+    recipe: str,
+    history: list[dict[str, Any]],
+    loader: Loader,
+    started: dict[str, Any],
 ) -> dict[str, Any]:
     """What a user of the network should know about its making."""
     tail = history[-max(1, 500 // settings.log_every) :]
@@ -664,7 +673,7 @@ def _card(
         f"{len(loader.skipped)} skipped",
         "data_note": settings.data_note,
         "command": _command(settings, recipe),
-        **_started_from(settings),
+        **started,
         "recipe": recipe,
         "settings": _identity(settings),
         "loss": format_loss(terms),
@@ -677,12 +686,17 @@ def _card(
 
 
 def _started_from(settings: Settings) -> dict[str, Any]:
-    """What is known of the making of the network that a run started from."""
-    if settings.init_from is None:
-        return {}
-    about = load_weights(settings.init_from).card.about
+    """What is known of the making of the networks that a run started from."""
     known = ("data", "command", "started_from", "training_seconds", "final_training_loss", "device")
-    return {"started_from": {name: about[name] for name in known if name in about}}
+    found = {}
+    for name, path, kinds in (
+        ("started_from", settings.init_from, DECODERS),
+        ("sampler_started_from", settings.sampler_from, SAMPLERS),
+    ):
+        if path is not None:
+            about = load_weights(path, kinds).card.about
+            found[name] = {key: about[key] for key in known if key in about}
+    return found
 
 
 def _command(settings: Settings, recipe: str) -> str:

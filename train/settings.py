@@ -52,8 +52,8 @@ class Settings:
     # Ends of a range to draw the share of bins from that a policy chooses by their content, instead
     # of its own share; policies that draw all bins or none keep theirs.
     share: tuple[float, ...] = ()
-    # Share of each batch whose masks a sampler makes better, which is trained beside the decoder;
-    # 0 trains none. It starts from the masks of --sampler-start.
+    # Share of each batch in whose masks a sampler, trained beside the decoder, exchanges bins; 0
+    # trains none. It starts from the masks of --sampler-start.
     sampler_share: float = 0.0
     # Policy that makes these masks.
     sampler_start: str = "densification"
@@ -124,8 +124,8 @@ class Settings:
             raise SettingsError("share takes the two ends of a range, between 0 and 1")
         if not 0 <= self.sampler_share <= 1:
             raise SettingsError("sampler_share must be from 0 to 1")
-        if self.sampler_from and not self.n_sampled:
-            raise SettingsError("sampler_from takes a sampler_share of one clip at least")
+        if (self.sampler_share or self.sampler_from) and not self.n_sampled:
+            raise SettingsError("sampler_share must be one clip of each batch at least, or 0")
         if not 0 <= self.gain_db <= MOST_GAIN_DB:
             raise SettingsError(f"gain_db must be from 0 to {MOST_GAIN_DB:g}")
         if not 0 < self.beta2 < 1:

@@ -69,7 +69,7 @@ class CodecSettings:
     """
 
     sparsity: str | float = "0.95"
-    mask: str = "densification"
+    mask: str = "learned"
     phase_threshold: int | None = 75
     seed: int = 0
     value_step_db: float | int = 0.5

@@ -98,10 +98,7 @@ def _build(config: PyramidUNetConfig) -> Decoder:
 
 
 class PyramidUNet(UNet):
-    """Blocks on ever coarser levels and back, from statistics of the kept bins to a correction.
-
-    Cells outside of the spectrogram are zeros in every layer, so that padding is never observed.
-    """
+    """Corrects the fill by what a U-Net makes of statistics of the kept bins."""
 
     def __init__(self, config: PyramidUNetConfig, *, rngs: nnx.Rngs) -> None:
         super().__init__(config._unet, N_PLANES, config.kernel_gradient, rngs)
@@ -119,7 +116,7 @@ class PyramidUNet(UNet):
         weight = mask.astype(spectrogram.dtype) * exists.astype(spectrogram.dtype)
         known = observed(spectrogram - config.prior, mask, weight) / config.input_scale
         start = fill(known, weight, exists, config._fill)
-        correction = self.correct(statistics(start, known, weight, exists), exists)
+        correction = self.apply_layers(statistics(start, known, weight, exists), exists)
         completed = (start + self._bound(correction)) * config.input_scale + config.prior
         completed = observed(spectrogram, mask, weight) + (1 - weight) * completed
         return completed[: shape[0], : shape[1]]

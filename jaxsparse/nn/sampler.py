@@ -1,6 +1,7 @@
 """A learned sampler: a small U-Net that reads a spectrogram and a mask, and scores bins.
 
-The bins of highest score make a better mask of the same count. It is trained together with the
+In each half second the bins of highest score take the places of those kept, as many as before
+(`jaxsparse.learned`). It is trained together with the
 decoder, on the nearest soft masks of that count (`search.relaxations.projection`). Networks
 that choose the known data of an image are due to T. Alt, P. Peter and J. Weickert (2022), "Learning
 sparse masks for diffusion-based image inpainting"; here bins of a given mask are exchanged.
@@ -22,8 +23,9 @@ from jaxsparse.nn.unet import Plane, UNet, UNetShape
 from jaxsparse.spectrogram import db_to_power
 from jaxsparse.types import HardMask, Mask, Spectrogram
 
-# Errors of levels below it count as equal.
-_LEAST_ERROR = 1e-3
+_FILL = PyramidConfig(prior=0.0)
+# Errors of levels below it count as equal; what is added to their logarithm brings it near 0.
+_LEAST_ERROR, _ERROR_OFFSET = 1e-3, 3.0
 # Beside the statistics of the kept bins: the level, and the error with which it is filled in.
 _N_PLANES = N_PLANES + 2
 _RANGES = {
@@ -69,7 +71,7 @@ class SamplerConfig:
 
     def multiply_adds(self, n_bins: int, n_frames: int) -> int:
         """Counts the multiply-adds for one spectrogram of this size."""
-        fills = 3 * PyramidConfig().multiply_adds(n_bins, n_frames)
+        fills = 3 * _FILL.multiply_adds(n_bins, n_frames)
         return self._unet.multiply_adds(_N_PLANES, n_bins, n_frames) + fills
 
     def build(self) -> Decoder:
@@ -79,9 +81,8 @@ class SamplerConfig:
 
 @functools.lru_cache
 def _build(config: SamplerConfig) -> Decoder:
-    fill_config = PyramidConfig()
-    halo = config._unet.halo + STATISTICS_HALO + fill_config.halo
-    alignment = math.lcm(config._unet.stride[1], fill_config.alignment)
+    halo = config._unet.halo + STATISTICS_HALO + _FILL.halo
+    alignment = math.lcm(config._unet.stride[1], _FILL.alignment)
     return from_module(lambda rngs: Sampler(config, rngs=rngs), config, halo, alignment)
 
 
@@ -111,23 +112,22 @@ class Sampler(UNet):
         mask = pad_to_multiple(mask, stride)
         level = jnp.where(exists, pad_to_multiple(spectrogram, stride) - config.prior, 0)
         weight = mask.astype(level.dtype) * exists.astype(level.dtype)
-        start = fill(level, weight, exists, PyramidConfig(prior=0.0))
+        start = fill(level, weight, exists, _FILL)
         error = jnp.log(self._errors(level, start, weight, exists) + _LEAST_ERROR)
         score = error + config.stay * weight
         level, start = level / config.input_scale, start / config.input_scale
         known = observed(level, mask, weight)
         planes = statistics(start, known, weight, exists)
-        own = jnp.where(exists[..., None], jnp.stack([level, error + 3], axis=-1), 0)
-        score = score + self.correct(jnp.concatenate([planes, own], axis=-1), exists)
+        own = jnp.where(exists[..., None], jnp.stack([level, error + _ERROR_OFFSET], axis=-1), 0)
+        score = score + self.apply_layers(jnp.concatenate([planes, own], axis=-1), exists)
         return jnp.where(exists, score, -jnp.inf)[: shape[0], : shape[1]]
 
     def _errors(self, level: Plane, start: Plane, weight: Plane, exists: HardMask) -> Plane:
         """Measures how badly each bin is filled in: a kept one from every other one of those."""
         height, width = weight.shape
         even = (jnp.arange(height)[:, None] + jnp.arange(width)[None]) % 2 == 0
-        config = PyramidConfig(prior=0.0)
-        by_odd = fill(level, jnp.where(even, 0, weight), exists, config)
-        by_even = fill(level, jnp.where(even, weight, 0), exists, config)
+        by_odd = fill(level, jnp.where(even, 0, weight), exists, _FILL)
+        by_even = fill(level, jnp.where(even, weight, 0), exists, _FILL)
         without = start + weight * (jnp.where(even, by_odd, by_even) - start)
         return jnp.abs(self._loudness(level) - self._loudness(without))
 

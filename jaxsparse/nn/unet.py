@@ -157,7 +157,7 @@ class UNet(nnx.Module):
         self.up = nnx.List(Dense(b, 4 * a, rngs) for a, b in pairwise(widths))
         self.output = Conv(widths[0], n_fine, how, rngs, gain=0.0)
 
-    def correct(self, planes: Image, exists: HardMask) -> Plane:
+    def apply_layers(self, planes: Image, exists: HardMask) -> Plane:
         """Applies the layers.
 
         Args:

@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse.masks import project_to_count
+from jaxsparse.search.contract import as_tree
 from jaxsparse.types import HardMask, PRNGKey, SoftMask
 
 Setting: TypeAlias = float | Float[Array, "*batch"]
@@ -95,7 +96,7 @@ def _sigmoid(steepness: Array, scores: Array, count: Array, update: Array) -> Ar
 
 def rounded(relaxation: Relaxation) -> Relaxation:
     """Makes hard masks of exact count, with the derivative of another relaxation's soft ones."""
-    return relaxation._replace(to_mask=Partial(_rounded, relaxation.to_mask))
+    return relaxation._replace(to_mask=Partial(_rounded, as_tree(relaxation.to_mask)))
 
 
 def _rounded(to_mask: Callable, scores: Array, count: Array, update: Array) -> Array:
