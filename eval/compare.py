@@ -152,21 +152,23 @@ def draw(groups: Sequence[Row], settings: Settings) -> bytes:
             _draw_lines(axes, [g for g in groups if g[fixed[0]] == fixed[1]], metric, label)
     panels[0][0].set_title(f"Decoders, {settings.mask} masks")
     panels[0][1].set_title(f"Policies, filled in by {settings.decoder}")
-    for axes, panel in zip(panels[1], panels[0], strict=True):
+    for axes in panels[1]:
         axes.set_xlabel("sparsity (%)")
-        panel.legend(fontsize="small")
+        axes.legend(fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     with io.BytesIO() as buffer:
         figure.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()
 
 
 def _draw_lines(axes: Any, groups: Sequence[Row], metric: str, label: str) -> None:
-    for name in dict.fromkeys(group[label] for group in groups):
+    for i, name in enumerate(dict.fromkeys(group[label] for group in groups)):
         line = sorted((g for g in groups if g[label] == name), key=lambda g: g["sparsity"])
         axes.errorbar(
             [100 * g["sparsity"] for g in line],
             [math.nan if g[metric]["mean"] is None else g[metric]["mean"] for g in line],
             [g[metric]["standard_error"] or 0 for g in line],
+            # There are ten colours.
+            linestyle="-" if i < 10 else "--",
             marker="o",
             markersize=3,
             capsize=2,
