@@ -529,7 +529,10 @@ def test_command_line(data, capsys):
         (("--batch", "0"), "batch must be at least 1"),
         (("--seeds", "1", "1"), "seeds needs at least one value, each of them once"),
         (("--split", "test"), "not a prepared data set"),
-        (("--decoders", "huge"), "no decoder is named 'huge'; there are unet, random-80"),
+        (
+            ("--decoders", "huge"),
+            "no decoder is named 'huge'; there are unet, unet-small, random-80",
+        ),
         (("--out", __file__), f"{__file__}: Not a directory"),
         (("--decoders", "unet", "unet"), "decoders needs at least one value, each of them once"),
         (("--decoders",), "decoders needs at least one value"),

@@ -137,12 +137,12 @@ def test_a_version_is_as_by_hand(made, figures):
     [version] = [
         v
         for v in clip["versions"]
-        if (v["mask"], v["decoder"], v["sparsity"]) == ("densification", "pyramid", 0.95)
+        if (v["mask"], v["decoder"], v["sparsity"]) == ("learned", "pyramid", 0.95)
     ]
     spectrum = stft(jnp.asarray(original))
     levels = log_power(spectrum)
     key, count = mask_key(0, f"{ODD}.wav"), count_observed(levels.shape, 0.95)
-    mask = POLICIES["densification"](key, levels, count)
+    mask = POLICIES["learned"](key, levels, count)
     filled = jnp.where(mask, levels, fill(levels, mask))
     phase = jnp.where(phase_mask(levels, 75.0), jnp.angle(spectrum), 0)
     sound = np.asarray(to_waveform(filled, phase, length=len(original)))

@@ -9,9 +9,10 @@ from test_eval import voice
 
 from eval import training_curve
 from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
+from jaxsparse.nn.sampler import SamplerConfig
 from jaxsparse.pretrained import save_weights
 
-CONFIG = PyramidUNetConfig(features=(2,))
+CONFIG, SAMPLER = PyramidUNetConfig(features=(2,)), SamplerConfig(features=(2,))
 
 
 def make_run(folder, seconds, **about):
@@ -20,6 +21,9 @@ def make_run(folder, seconds, **about):
         (folder / "snapshots").mkdir(parents=True, exist_ok=True)
         path = folder / "snapshots" / f"{step:06d}.safetensors"
         save_weights(path, params, CONFIG, {"training_seconds": own, **about})
+        # As a run with a sampler leaves one beside each.
+        sampler = path.with_name(f"{step:06d}-sampler.safetensors")
+        save_weights(sampler, SAMPLER.build().init(jax.random.key(0)), SAMPLER, {})
 
 
 def test_hours_are_those_of_all_stages(tmp_path, capsys):

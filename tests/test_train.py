@@ -222,15 +222,20 @@ def with_sampler(settings, monkeypatch):
     )
 
 
-def test_a_sampler_is_trained_beside_the_decoder(with_sampler):
-    """Both learn and are saved, by a run that is stopped and goes on; another goes on from them."""
+def test_a_sampler_is_trained_beside_the_decoder(with_sampler, tmp_path):
+    """Both learn and are saved, alike by a run that is stopped and goes on."""
+    whole = loop.train(dataclasses.replace(with_sampler, workdir=tmp_path / "whole"))
     stops = iter([False] * 3 + [True])
     with pytest.raises(loop.Stopped):
         loop.train(with_sampler, stop=lambda: next(stops))
     path = loop.train(dataclasses.replace(with_sampler, resume=True))
     beside = path.with_name("network-sampler.safetensors")
     decoder, sampler = load_weights(path), load_sampler(beside)
-    assert decoder.card.masks == ("random", "learned") and sampler.card.masks == ("mixed",)
+    for name in ("network", "network-sampler"):
+        files = [each.with_name(f"{name}.safetensors").read_bytes() for each in (whole, path)]
+        assert files[0] == files[1]
+    # "learned" is what starts from densification.
+    assert decoder.card.masks == ("random",) and sampler.card.masks == ("mixed",)
     assert sampler.decoder.config == loop.SAMPLER
     # They start at zero.
     assert jnp.abs(sampler.params["output"]["kernel"]).max() > 0
@@ -240,15 +245,19 @@ def test_a_sampler_is_trained_beside_the_decoder(with_sampler):
 
 
 def test_masks_that_the_sampler_makes_have_the_count_and_get_harder(with_sampler, key):
-    settings = dataclasses.replace(with_sampler, sampler_share=1.0)
+    """They are those of the first clips, with all of their crops."""
+    settings = dataclasses.replace(with_sampler, crops_per_clip=2, crop=(1025, 16))
     _, examples = loop.make_batch(
         settings, jax.random.split(key), jax.random.normal(key, (2, 8000))
     )
     params = loop.SAMPLER.build().init(key)
     rounded = {}
     for step in (0, settings.steps):
-        improved = jax.jit(lambda i: loop._exchange(settings, params, examples, i).mask)(step)
-        np.testing.assert_allclose(improved.sum((1, 2)), examples.mask.sum((1, 2)), rtol=1e-3)
+        masks = jax.jit(lambda i: loop._exchange(settings, params, examples, i).mask)(step)
+        np.testing.assert_array_equal(masks[2:], examples.mask[2:].astype(np.float32))
+        improved = masks[:2]
+        assert all((a != b).any() for a, b in zip(improved, examples.mask, strict=False))
+        np.testing.assert_allclose(improved.sum((1, 2)), examples.mask[:2].sum((1, 2)), rtol=1e-3)
         rounded[step] = float(jnp.minimum(improved, 1 - improved).sum())
     assert rounded[settings.steps] < 0.6 * rounded[0]
 
