@@ -25,7 +25,7 @@ MAKEFLAGS += --no-print-directory
 WORKERS = -n 3 --dist loadfile
 # XLA's defaults; tests compile more quickly (tests/conftest.py).
 OPTIMISED = --xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true
-NUMERICAL = $(patsubst %,tests/test_%.py,stft spectrogram masks sparse_conv distances same_numbers)
+NUMERICAL = $(patsubst %,tests/test_%.py,stft mdct spectrogram masks sparse_conv distances same_numbers)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

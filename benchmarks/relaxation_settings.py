@@ -29,7 +29,7 @@ from jaxsparse.search.contract import Search
 from jaxsparse.search.lagrangian import LagrangianSettings, lagrangian
 from jaxsparse.search.relaxations import RELAXATIONS
 from jaxsparse.search.run import batch, run
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 
 NETWORK, SPARSITY = "random-95", 0.95
 

@@ -17,7 +17,7 @@ from jaxsparse.masks import count_observed, project_to_count
 from jaxsparse.policies import mixed, random
 from jaxsparse.reconstruct import put_back, then, to_waveform
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 MaskKind: TypeAlias = Literal["random mask", "clustered mask", "mixed mask"]

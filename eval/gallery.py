@@ -40,7 +40,7 @@ from jaxsparse.policies import POLICIES
 from jaxsparse.pretrained import load_decoder
 from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 SCORES: tuple[Metric, ...] = ("pesq_wb", "pesq_nb", "stoi")

@@ -71,7 +71,7 @@ from jaxsparse.search.run import Result
 from jaxsparse.search.run import run as run_search
 from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 Method: TypeAlias = Literal["random", "constant", "relaxation", "genetic", "control"]

@@ -41,7 +41,7 @@ from jaxsparse.metrics import Metric, ScorePool
 from jaxsparse.policies import POLICIES, Contrast, ScoredPolicy
 from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 SCORES: tuple[Metric, ...] = ("pesq_nb", "pesq_wb", "stoi")

@@ -54,7 +54,7 @@ from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import batched, put_back, to_spectrum, to_waveform
 from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.spectrogram import db_to_amplitude, log_power, phase_mask
-from jaxsparse.stft import STFTConfig, griffin_lim, stft
+from jaxsparse.transforms.stft import STFTConfig, griffin_lim, stft
 from jaxsparse.types import SAMPLE_RATE
 
 CONFIG = STFTConfig()

@@ -23,4 +23,4 @@ from .search.lagrangian import lagrangian as lagrangian
 from .spectrogram import log_power as log_power
 from .spectrogram import phase_mask as phase_mask
 from .spectrogram import power_to_db as power_to_db
-from .stft import STFTConfig as STFTConfig
+from .transforms.stft import STFTConfig as STFTConfig

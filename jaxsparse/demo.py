@@ -21,7 +21,7 @@ from jaxsparse.errors import AudioError, MissingExtraError
 from jaxsparse.metrics import Metric, ScorePool, check_installed, mse
 from jaxsparse.policies import describe
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.transforms.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
 
 MASKS = ("random", "learned")

@@ -19,7 +19,7 @@ from jaxsparse.metrics.surrogate import fingerprint, pesq_surrogate
 from jaxsparse.reconstruct import put_back, then, to_waveform
 from jaxsparse.search.contract import HostObjective
 from jaxsparse.search.population import chunk_size
-from jaxsparse.stft import STFTConfig
+from jaxsparse.transforms.stft import STFTConfig
 from jaxsparse.types import SAMPLE_RATE, Mask, Spectrogram
 
 # Sounds that wait for their scores, and masks that the device takes together at most: more of them

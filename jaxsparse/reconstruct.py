@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from jaxsparse import losses
 from jaxsparse.contracts import Decoder, Params
 from jaxsparse.spectrogram import db_to_amplitude
-from jaxsparse.stft import STFTConfig, istft
+from jaxsparse.transforms.stft import STFTConfig, istft
 from jaxsparse.types import ComplexSpectrogram, HardMask, Mask, Spectrogram, Waveform
 
 # What `evaluate_masks` may take beside the masks themselves.

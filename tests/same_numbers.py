@@ -21,7 +21,7 @@ from jaxsparse.codec import container
 from jaxsparse.pretrained import load_decoder
 from jaxsparse.reconstruct import reconstruct_spectrogram
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import istft, stft
+from jaxsparse.transforms.stft import istft, stft
 
 FOLDER = Path(__file__).resolve().parent
 SENTENCE = FOLDER.parent / "jaxsparse" / "assets" / "sentence.flac"

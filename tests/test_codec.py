@@ -24,7 +24,7 @@ from jaxsparse.plausible import HEADROOM_DB
 from jaxsparse.pretrained import NAMES, Card, Pretrained
 from jaxsparse.reconstruct import to_waveform
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.transforms.stft import STFTConfig, stft
 from tests.reference import Compilations, project_to_count
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -41,7 +41,7 @@ from jaxsparse.search.genetic import GeneticConfig, genetic
 from jaxsparse.search.lagrangian import lagrangian
 from jaxsparse.search.run import run
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 from train.main import main as train
 
 SHAPE = (40, 24)

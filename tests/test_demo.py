@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from jaxsparse import audio, codec, demo, demo_page
 from jaxsparse.cli import main
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 
 SAMPLE_RATE = 16_000
 

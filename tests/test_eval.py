@@ -23,7 +23,7 @@ from jaxsparse.masks import count_observed
 from jaxsparse.metrics import reference as host
 from jaxsparse.pretrained import Card, Pretrained
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 N_SAMPLES = 12_000

@@ -22,7 +22,7 @@ from jaxsparse.policies import POLICIES
 from jaxsparse.pretrained import save_weights
 from jaxsparse.reconstruct import to_waveform
 from jaxsparse.spectrogram import log_power, phase_mask
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 
 ODD = '<b>a & "b" #1%'
 CHEAP = ("--decoders", "pyramid", "--mask", "random", "--sparsity", "0.9", "--workers", "1")

@@ -21,7 +21,7 @@ from jaxsparse.metrics import reference_pesq, reference_stoi
 from jaxsparse.pretrained import Card, Pretrained
 from jaxsparse.reconstruct import to_waveform
 from jaxsparse.spectrogram import log_power, phase_mask
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 N_SAMPLES = 8_000

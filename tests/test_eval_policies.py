@@ -15,7 +15,7 @@ from jaxsparse.nn.pyramid import fill
 from jaxsparse.policies import POLICIES
 from jaxsparse.reconstruct import to_waveform
 from jaxsparse.spectrogram import log_power, phase_mask
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 N_SAMPLES = 12_000

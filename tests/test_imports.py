@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     {"_version", "errors", "files", "strict_json", "types"},
     {"contracts", "hearing", "manifest", "settings"},
-    {"audio", "stft", "spectrogram", "masks"},
+    {"audio", "transforms", "spectrogram", "masks"},
     {"blue_noise", "plausible"},
     {"nn.conv"},
     {"nn.sparse_conv"},
@@ -150,10 +150,10 @@ def test_evaluation_does_not_import_training():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("jaxsparse.stft", "from jaxsparse.nn.network import sparse_cnn"),
-        ("jaxsparse.stft", "from jaxsparse.nn import network"),
-        ("jaxsparse.stft", "from .nn import network"),
-        ("jaxsparse.stft", "from . import nn"),
+        ("jaxsparse.transforms.stft", "from jaxsparse.nn.network import sparse_cnn"),
+        ("jaxsparse.transforms.stft", "from jaxsparse.nn import network"),
+        ("jaxsparse.transforms.stft", "from ..nn import network"),
+        ("jaxsparse.transforms.stft", "from .. import nn"),
         ("jaxsparse.nn.network", "from ..reconstruct import to_waveform"),
         ("jaxsparse.masks", "def late():\n    import jaxsparse.codec"),
         ("jaxsparse.codec.container", "from jaxsparse.codec import stream"),
@@ -161,7 +161,7 @@ def test_evaluation_does_not_import_training():
         ("jaxsparse.codec.header", "from jaxsparse.codec.segment import Segment"),
         ("jaxsparse.codec.segment", "from jaxsparse.codec import container"),
         ("jaxsparse.codec.stream", "from jaxsparse.data.folder import Folder"),
-        ("jaxsparse.data.folder", "from jaxsparse import stft"),
+        ("jaxsparse.data.folder", "from jaxsparse import transforms"),
         ("jaxsparse.search.genetic", "from jaxsparse.losses import mse"),
         ("jaxsparse.search.contract", "from jaxsparse.objectives import mse_objective"),
         ("jaxsparse.losses", "from jaxsparse.search.run import run"),

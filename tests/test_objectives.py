@@ -17,7 +17,7 @@ from jaxsparse.search.genetic import GeneticConfig, genetic
 from jaxsparse.search.lagrangian import constant_mask
 from jaxsparse.search.run import run
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.transforms.stft import STFTConfig, stft
 
 N_SAMPLES = 6_000
 SHAPE = (1025, 1 + N_SAMPLES // 256)

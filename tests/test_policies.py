@@ -17,7 +17,7 @@ from jaxsparse.masks import random_mask
 from jaxsparse.nn.pyramid import PyramidConfig
 from jaxsparse.policies import POLICIES, Audibility, Contrast, ScoredPolicy
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 
 SHAPE = (90, 14)
 COUNTS = (0, 1, 2, 59, 600, 1259, 1260)

@@ -8,7 +8,7 @@ from jaxsparse import losses
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
 from jaxsparse.reconstruct import evaluate_masks, reconstruct_spectrogram, to_waveform
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.transforms.stft import STFTConfig, stft
 
 SHAPE = (40, 30)
 NETWORK = sparse_cnn(SparseCNNConfig((5, 3), 4))

@@ -10,7 +10,7 @@ import reference
 import scipy.signal
 from jax.test_util import check_grads
 
-from jaxsparse.stft import STFTConfig, griffin_lim, istft, stft, window_sum
+from jaxsparse.transforms.stft import STFTConfig, griffin_lim, istft, stft, window_sum
 
 strict = pytest.mark.usefixtures("strict_dtypes")
 

@@ -17,7 +17,7 @@ from jaxsparse.nn.sparse_cnn import SparseCNNConfig, sparse_cnn
 from jaxsparse.pretrained import load_sampler, load_weights
 from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.transforms.stft import STFTConfig, stft
 from train import loop, rebuild_splits
 from train.main import main
 from train.settings import RECIPES, Settings

@@ -13,7 +13,7 @@ from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.pretrained import load_weights
 from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
-from jaxsparse.stft import stft
+from jaxsparse.transforms.stft import stft
 from train import loop, losses
 from train.settings import RECIPES, STFT, Settings
 

@@ -24,7 +24,7 @@ from jaxsparse.metrics.distances import (
 from jaxsparse.metrics.intelligibility import estoi, stoi
 from jaxsparse.metrics.surrogate import pesq_surrogate
 from jaxsparse.reconstruct import to_waveform
-from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.transforms.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
 
 # Samples within [-1, 1] reach 60 dB, and a network of random parameters puts out far more, of

@@ -10,7 +10,7 @@ from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.policies import POLICIES
 from jaxsparse.settings import SettingsError, check_least
-from jaxsparse.stft import STFTConfig
+from jaxsparse.transforms.stft import STFTConfig
 from train.losses import TERMS, hears, parse_loss
 
 STFT = STFTConfig()

@@ -36,7 +36,7 @@ from jaxsparse.policies import POLICIES, ScoredPolicy, level
 from jaxsparse.pretrained import NAMES, NO_WEIGHTS, Pretrained, choose_pretrained, load_decoder
 from jaxsparse.reconstruct import put_back, then, to_spectrum
 from jaxsparse.spectrogram import log_power, phase_mask
-from jaxsparse.stft import STFTConfig, overlap_add, stft, window_sum, windowed_frames
+from jaxsparse.transforms.stft import STFTConfig, overlap_add, stft, window_sum, windowed_frames
 from jaxsparse.types import SAMPLE_RATE
 
 Progress: TypeAlias = Callable[[int, int], None]

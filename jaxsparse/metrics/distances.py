@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxsparse.metrics.contract import Batch, check_rate, per_example
 from jaxsparse.spectrogram import AMIN, log_power, power_to_db
-from jaxsparse.stft import STFTConfig, stft
+from jaxsparse.transforms.stft import STFTConfig, stft
 from jaxsparse.types import Spectrogram, Waveform
 
 MEL_STFT = STFTConfig(n_fft=2048, win_length=2048, hop_length=512, pad_mode="constant")

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxsparse.metrics.contract import Batch, check_rate, per_example
-from jaxsparse.stft import frame_signal, overlap_add
+from jaxsparse.transforms.stft import frame_signal, overlap_add
 from jaxsparse.types import Waveform
 
 Envelopes: TypeAlias = Float[Array, "bands T"]

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from jaxsparse.hearing import bark_to_hertz, hertz_to_bark, threshold_in_quiet
 from jaxsparse.metrics.contract import Batch, per_example
-from jaxsparse.stft import STFTConfig, frame_signal, stft
+from jaxsparse.transforms.stft import STFTConfig, frame_signal, stft
 from jaxsparse.types import Waveform
 
 Band: TypeAlias = Literal["wb", "nb"]
