@@ -137,6 +137,10 @@ def run(settings: Settings) -> Path:
 
 
 def _check(settings: Settings) -> None:
+    out = settings.out
+    # Before anything is loaded, and with the flag's name.
+    if out.is_dir() and any(out.iterdir()) and not settings.force:
+        raise FileExistsError(f"{out} is not empty (--force overwrites what has the same names)")
     check_least(settings, {"workers": 1})
     for sparsity in settings.sparsity:
         if not 0 < sparsity < 1:

@@ -416,13 +416,13 @@ def _parser() -> argparse.ArgumentParser:
         default="learned",
         metavar="POLICY",
         help="which bins are stored: those that filling in misses most, found in rounds "
-        "(densification), some of them exchanged for others by a small network (learned, the "
-        "default); those that the network which fills in misses most (densification-unet, "
-        "slower); the loudest ones and as many at random (mixed); the loudest ones alone "
-        "(loudest); those that stand out of their frame, half of the bins (contrast) or 70 %% "
-        "(contrast-70), and the others at random; those heard best beside all others, alone "
-        "(masking) or half of the bins (masking-50); all at random, but evenly spread (blue- "
-        "noise); or all at random, of which a seed is all that the file needs (random)",
+        "(densification), some of them exchanged by a small network (learned, the default); "
+        "those that the decoder network misses most (densification-unet, slower); the loudest "
+        "ones and as many at random (mixed); the loudest ones alone (loudest); those that "
+        "stand out of their frame, half of the bins (contrast) or 70 %% (contrast-70), and "
+        "the others at random; those heard best beside all others, alone (masking) or half of "
+        "the bins (masking-50); all at random, but evenly spread (blue-noise); or all at "
+        "random, of which a seed is all that the file needs (random)",
     )
     compress.add_argument(
         "--phases",

@@ -71,7 +71,7 @@ def whole_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(out))
     if out.is_dir() and any(out.iterdir()) and not force:
-        raise FileExistsError(f"{out} is not empty (--force overwrites what has the same names)")
+        raise FileExistsError(f"{out} is not empty")
     target = Path(os.path.realpath(out))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(target.parent))

@@ -5,12 +5,13 @@ A network is a ``.safetensors`` file, whose metadata hold the decoder's name and
 the weights.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -213,16 +214,25 @@ def load_weights(
     card = _read_card(path)
     if hashlib.sha256(data).hexdigest() != card.sha256:
         raise WeightsError(f"{path} is not the file that its card describes (SHA-256)")
-    try:
+    with _naming_damage(path):
         tensors = dict(safetensors.deserialize(data))
         name, settings = _read_config(data)
-        if name not in kinds and name in DECODERS | SAMPLERS:
-            raise WeightsError(f"{path} holds a {name}, not one of {', '.join(kinds)}")
+    # A good file of another kind is not damaged.
+    if name not in kinds and name in DECODERS | SAMPLERS:
+        raise WeightsError(f"{path} holds a {name}, not one of {', '.join(kinds)}")
+    with _naming_damage(path):
         decoder = _build_decoder(name, settings, kinds)
         params = _check_tensors(tensors, jax.eval_shape(decoder.init, jax.random.key(0)))
+        return Pretrained(decoder, params, card)
+
+
+@contextlib.contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Says of which file it is that something is wrong with what it holds."""
+    try:
+        yield
     except (safetensors.SafetensorError, msgspec.ValidationError, ValueError) as error:
         raise WeightsError(f"{path} is damaged: {one_line(str(error))}") from error
-    return Pretrained(decoder, params, card)
 
 
 def save_weights(

@@ -158,9 +158,11 @@ def test_a_first_bin_in_a_hole_has_a_gradient_of_the_size_of_the_others():
     decoder, x = UNET.build(), levels()
     params = trained(decoder)
     mask = jnp.asarray(odd_masks()["hole"], jnp.float32)
-    gradient = jax.grad(lambda m: jnp.square(jax.jit(decoder.apply)(params, x, m) + 30).mean())(
-        mask
-    )
+
+    def error(mask):
+        return jnp.square(jax.jit(decoder.apply)(params, x, mask) + 30).mean()
+
+    gradient = jax.grad(error)(mask)
     inside, outside = jnp.abs(gradient[8:34, 7:25]), jnp.abs(gradient[mask > 0])
     assert inside.max() < 30 * outside.max()
 

@@ -314,9 +314,9 @@ def _exchange(
 ) -> Example:
     """Exchanges bins of the first examples' masks by the sampler, with a gradient.
 
-    The masks are soft and nearly hard, of the same sum, and get harder from step to step. Hard ones
-    with the soft ones' gradient don't do: that of a kept bin doesn't say what hiding it would cost,
-    and the loss rose at every learning rate that was tried.
+    The masks are soft but nearly hard, keep their sums, and get harder from step to step. Hard
+    masks with the gradient of soft ones do not work: the gradient at a kept bin does not say what
+    hiding it would cost.
     """
     n = settings.n_sampled * settings.crops_per_clip
     first, last = SAMPLER_STEEPNESS

@@ -52,7 +52,7 @@ class Settings:
     # Ends of a range to draw the share of bins from that a policy chooses by their content, instead
     # of its own share; policies that draw all bins or none keep theirs.
     share: tuple[float, ...] = ()
-    # Share of each batch in whose masks a sampler, trained beside the decoder, exchanges bins; 0
+    # Share of each batch whose masks a sampler changes, which is trained beside the decoder; 0
     # trains none. It starts from the masks of --sampler-start.
     sampler_share: float = 0.0
     # Policy that makes these masks.

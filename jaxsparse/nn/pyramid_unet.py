@@ -13,6 +13,7 @@ from jaxsparse.nn.network import from_module
 from jaxsparse.nn.pyramid import PyramidConfig, fill, observed, pad_to_multiple
 from jaxsparse.nn.sparse_conv import box_sum, max_pool
 from jaxsparse.nn.unet import Image, Plane, UNet, UNetShape
+from jaxsparse.settings import check_ranges
 from jaxsparse.types import HardMask, Mask, Spectrogram
 
 _RANGES = {
@@ -56,10 +57,7 @@ class PyramidUNetConfig:
 
     def __post_init__(self) -> None:
         self._unet.check()
-        for name, (low, high) in _RANGES.items():
-            # NaN is in no range.
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be a number from {low:g} to {high:g}")
+        check_ranges(self, _RANGES)
 
     @property
     def halo(self) -> int:

@@ -1,10 +1,12 @@
 """A learned sampler: a small U-Net that reads a spectrogram and a mask, and scores bins.
 
 In each half second the bins of highest score take the places of those kept, as many as before
-(`jaxsparse.learned`). It is trained together with the
-decoder, on the nearest soft masks of that count (`search.relaxations.projection`). Networks
-that choose the known data of an image are due to T. Alt, P. Peter and J. Weickert (2022), "Learning
-sparse masks for diffusion-based image inpainting"; here bins of a given mask are exchanged.
+(`jaxsparse.learned`). It is trained together with the decoder, on the soft masks of the same sum
+that lie nearest to its scores (`jaxsparse.search.relaxations.projection`).
+
+Networks that choose the known data of an image are due to T. Alt, P. Peter and J. Weickert (2022),
+"Learning sparse masks for diffusion-based image inpainting"; here bins of a given mask are
+exchanged.
 """
 
 import functools
@@ -20,6 +22,7 @@ from jaxsparse.nn.network import from_module
 from jaxsparse.nn.pyramid import PyramidConfig, fill, observed, pad_to_multiple
 from jaxsparse.nn.pyramid_unet import N_PLANES, STATISTICS_HALO, statistics
 from jaxsparse.nn.unet import Plane, UNet, UNetShape
+from jaxsparse.settings import check_ranges
 from jaxsparse.spectrogram import db_to_power
 from jaxsparse.types import HardMask, Mask, Spectrogram
 
@@ -61,9 +64,7 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         self._unet.check()
-        for name, (low, high) in _RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be a number from {low:g} to {high:g}")
+        check_ranges(self, _RANGES)
 
     @property
     def _unet(self) -> UNetShape:

@@ -13,6 +13,7 @@ from jaxsparse.contracts import Decoder
 from jaxsparse.nn.conv import KernelGradient
 from jaxsparse.nn.network import from_module
 from jaxsparse.nn.sparse_conv import Normalization, sparse_conv
+from jaxsparse.settings import check_ranges
 from jaxsparse.types import HardMask, Mask, Spectrogram
 
 # The share of bins that the first layer's initialisation is made for: a window that observes
@@ -59,10 +60,7 @@ class SparseCNNConfig:
             raise ValueError(f"features must be a whole number from 1 to {_MAX_FEATURES}")
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"normalization must be {' or '.join(get_args(Normalization))}")
-        for name, (low, high) in _RANGES.items():
-            # NaN is in no range.
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be a number from {low:g} to {high:g}")
+        check_ranges(self, _RANGES)
 
     @property
     def halo(self) -> int:
