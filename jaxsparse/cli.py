@@ -58,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compress(arguments: argparse.Namespace) -> None:
+    output = arguments.output or _renamed(arguments.input, ".jsac")
     _check_input(arguments.input)
-    _check_output(arguments.output, arguments.force, source=arguments.input)
+    _check_output(output, arguments.force, source=arguments.input)
     with _blaming(arguments.input), _opened(arguments.input) as file:
         from jaxsparse import audio, files
 
@@ -68,51 +69,104 @@ def _compress(arguments: argparse.Namespace) -> None:
         with _importing():
             from jaxsparse.codec import stream
 
-        settings = stream.CodecSettings(
+        settings = _settings(arguments)
+        networks = _networks(settings)
+    with _blaming(arguments.input), _progress("compressing") as progress:
+        data = stream.compress(samples, sample_rate, settings, progress=progress, **networks)
+    with _blaming(output):
+        files.atomic_write(_place(output), data)
+    description = stream.describe(data)
+    say = _report if _place(output) == _place(_STDOUT) else _say
+    say(json.dumps(description, indent=2) if arguments.json else _summary(description))
+
+
+def _settings(arguments: argparse.Namespace) -> Any:
+    """Makes the settings of the grid; a flag of the other grid is refused."""
+    from jaxsparse.codec import MDCTSettings, STFTSettings
+
+    if arguments.grid == "mdct":
+        _refuse_flags(arguments, "mdct", _STFT_FLAGS)
+        return MDCTSettings(
+            kbps=arguments.kbps,
+            pesq=arguments.pesq,
             sparsity=arguments.sparsity,
-            mask=arguments.mask,
-            phase_threshold=arguments.phases,
-            seed=arguments.seed,
-            value_step_db=arguments.value_step,
-            phase_bits=arguments.phase_bits,
-            decoder=arguments.decoder,
+            effort=arguments.effort or 0,
+            bandwidth=arguments.bandwidth,
+            codec=arguments.codec or "mdct",
         )
-        decoder, fits = stream.choose_decoder(settings)
+    _refuse_flags(arguments, "stft", _MDCT_FLAGS)
+    given = {
+        "sparsity": arguments.sparsity,
+        "mask": arguments.mask,
+        "seed": arguments.seed,
+        "value_step_db": arguments.value_step,
+        "phase_bits": arguments.phase_bits,
+        "decoder": arguments.decoder,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.phases is not None:
+        given["phase_threshold"] = None if arguments.phases == "all" else int(arguments.phases)
+    return STFTSettings(**given)
+
+
+def _refuse_flags(arguments: argparse.Namespace, grid: str, flags: Sequence[str]) -> None:
+    for flag in flags:
+        if getattr(arguments, flag.replace("-", "_")) is not None:
+            other = "stft" if grid == "mdct" else "mdct"
+            raise _RefusedError(f"--{flag} belongs to --grid {other}, not to {grid}")
+
+
+def _networks(settings: Any) -> dict[str, Any]:
+    """Loads what codes; the errors name its file."""
+    from jaxsparse.codec import MDCTSettings, choose_decoder, load_codec
+
+    if isinstance(settings, MDCTSettings):
+        with _refusing():
+            return {"codec": load_codec(settings.codec)}
+    decoder, fits = choose_decoder(settings)
     if not fits:
         _step(
             f"no network was trained for {settings.mask} masks of sparsity {settings.sparsity}, "
             f"taking the nearest one, {decoder}"
         )
-    network = _decoder(decoder)
-    with _blaming(arguments.input), _progress("compressing") as progress:
-        data = stream.compress(samples, sample_rate, settings, decoder=network, progress=progress)
-    with _blaming(arguments.output):
-        files.atomic_write(_place(arguments.output), data)
-    from jaxsparse.codec import container
-
-    description = container.describe(data)
-    say = _report if _place(arguments.output) == _place(_STDOUT) else _say
-    say(json.dumps(description, indent=2) if arguments.json else _summary(description))
+    return {"decoder": _decoder(decoder)}
 
 
 def _decompress(arguments: argparse.Namespace) -> None:
+    output = arguments.output or _renamed(arguments.input, ".wav")
     _check_input(arguments.input)
-    _check_output(arguments.output, arguments.force, source=arguments.input)
+    _check_output(output, arguments.force, source=arguments.input)
     with _blaming(arguments.input):
-        from jaxsparse.codec import container
+        from jaxsparse.codec import container, mdct_container
 
         with _opened(arguments.input) as file:
             data = container.read(file)
-        container.describe(data)
+        mdct = mdct_container.is_mdct(data)
+        if not (mdct and arguments.conceal):
+            _describe(data)
         with _importing():
             from jaxsparse import audio
             from jaxsparse.codec import stream
 
-        decoder = None if arguments.decoder is None else _decoder(arguments.decoder)
+        networks = {}
+        if mdct and arguments.codec is not None:
+            from jaxsparse.codec import load_codec
+
+            with _refusing():
+                networks = {"codec": load_codec(arguments.codec)}
+        elif arguments.decoder is not None:
+            networks = {"decoder": _decoder(arguments.decoder)}
         with _progress("decompressing") as progress:
-            samples, sample_rate = stream.decompress(data, decoder=decoder, progress=progress)
-    with _blaming(arguments.output):
-        audio.write_wav(_place(arguments.output), samples, sample_rate)
+            samples, sample_rate = stream.decompress(
+                data,
+                start=arguments.start,
+                duration=arguments.duration,
+                conceal=arguments.conceal,
+                progress=progress,
+                **networks,
+            )
+    with _blaming(output):
+        audio.write_wav(_place(output), samples, sample_rate)
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -120,8 +174,26 @@ def _info(arguments: argparse.Namespace) -> None:
     with _blaming(arguments.input), _opened(arguments.input) as file:
         from jaxsparse.codec import container
 
-        description = container.describe(container.read(file))
+        description = _describe(container.read(file))
     _say(json.dumps(description, indent=2) if arguments.json else _table(description))
+
+
+def _describe(data: bytes) -> dict[str, Any]:
+    """Describes a file of either grid, without what decodes it."""
+    from jaxsparse.codec import container, mdct_container
+
+    if mdct_container.is_mdct(data):
+        return mdct_container.describe(data)
+    return {"grid": "stft", **container.describe(data)}
+
+
+def _renamed(path: Path, suffix: str) -> Path:
+    """Names the output after the input, in the same place."""
+    if isinstance(_place(path), int):
+        return _STDOUT
+    if path.suffix == suffix:
+        raise _RefusedError(f"{path}: ends in {suffix} already, so the output needs a name")
+    return path.with_suffix(suffix)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -152,8 +224,15 @@ def _decoder(name: str) -> Any:
     """Loads a decoder; the errors name its file, not the one to be read."""
     from jaxsparse.pretrained import load_decoder
 
-    try:
+    with _refusing():
         return load_decoder(name)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Says what is wrong with a file of weights."""
+    try:
+        yield
     except (JaxsparseError, OSError) as error:
         raise _RefusedError(describe(error)) from error
 
@@ -336,8 +415,14 @@ examples:
 
 _OR_STDIN, _OR_STDOUT = ", or - for standard input", ", or - for standard output"
 
+_STFT_FLAGS = ("mask", "phases", "phase-bits", "value-step", "seed", "decoder")
+_MDCT_FLAGS = ("kbps", "pesq", "effort", "bandwidth", "codec")
+
 _COMPRESS = """\
-Store a clip as a few bins of its log-power spectrogram.
+Store a clip as a few coefficients of its MDCT; a network makes the rest up.
+
+On the grid of the thesis (--grid stft), a clip is stored as a few bins of its log-power
+spectrogram, and the file is larger than the original's samples.
 
 IN is any audio file that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, ...), of any sample rate,
 length and number of channels. It is coded at 16 kHz, each channel on its own: what lies above
@@ -348,9 +433,10 @@ what is said of it goes to standard error."""
 
 _COMPRESS_EXAMPLES = """\
 examples:
-  jaxsparse compress speech.wav speech.jsac
-  jaxsparse compress speech.wav small.jsac --phases 60 --phase-bits 3 --value-step 2
-  jaxsparse compress speech.wav random.jsac --mask random --sparsity 0.8 --seed 7
+  jaxsparse compress speech.wav                      8 kbit/s, to speech.jsac
+  jaxsparse compress speech.wav small.jsac --kbps 3.2 --effort 3
+  jaxsparse compress speech.wav good.jsac --pesq 3.8
+  jaxsparse compress speech.wav thesis.jsac --grid stft --mask random --sparsity 0.8
   ffmpeg -i film.mkv -f wav - | jaxsparse compress - - | ssh host 'cat > film.jsac'
 """
 
@@ -404,16 +490,51 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_files(compress, "audio file to compress", ".jsac file to write", "OUT.jsac")
     compress.add_argument(
+        "--grid",
+        choices=("mdct", "stft"),
+        default="mdct",
+        help="what is stored a few numbers of: the MDCT, which compresses (default), or the "
+        "log-power spectrogram of the thesis",
+    )
+    goal = compress.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--kbps", type=float, metavar="KBPS", help="rate of the file in kbit/s (default: 8)"
+    )
+    goal.add_argument(
+        "--pesq",
+        type=float,
+        metavar="MOS",
+        help="quality instead of a rate: PESQ in wide band, as an estimate says, 1 to 4.6",
+    )
+    goal.add_argument(
         "--sparsity",
         type=_sparsity,
-        default="0.95",
         metavar="S",
-        help="share of bins that are not stored, between 0 and 1 (default: 0.95). The "
-        "network is for 0.8 to 0.98",
+        help="share of coefficients, or of bins, that are not stored, between 0 and 1 (with "
+        "--grid stft by default 0.95; its network is for 0.8 to 0.98)",
     )
     compress.add_argument(
+        "--effort",
+        type=int,
+        choices=(0, 1, 2, 3),
+        help="how long to search for values that sound better within the same bits: not at all "
+        "(0, the default, faster than real time) to a minute or so for 5 s (3)",
+    )
+    compress.add_argument(
+        "--bandwidth",
+        type=float,
+        metavar="HZ",
+        help="frequency above which nothing is stored (default: 8000)",
+    )
+    compress.add_argument(
+        "--codec",
+        metavar="NAME|PATH",
+        help="networks to code with: mdct (default), or the .safetensors file of one's own, which "
+        "decompress needs too",
+    )
+    stft = compress.add_argument_group("with --grid stft")
+    stft.add_argument(
         "--mask",
-        default="learned",
         metavar="POLICY",
         help="which bins are stored: those that filling in misses most, found in rounds "
         "(densification), some of them exchanged by a small network (learned, the default); "
@@ -424,35 +545,23 @@ def _parser() -> argparse.ArgumentParser:
         "the bins (masking-50); all at random, but evenly spread (blue-noise); or all at "
         "random, of which a seed is all that the file needs (random)",
     )
-    compress.add_argument(
+    stft.add_argument(
         "--phases",
-        type=_phases,
-        default=75,
-        metavar="all|60|65|70|75",
+        choices=("all", "60", "65", "70", "75"),
         help="whose phases are stored: those of all bins (all), or of bins at most so many dB "
         "below the loudest one (default: 75); the others' are set to 0",
     )
-    compress.add_argument(
-        "--phase-bits",
-        type=int,
-        default=4,
-        metavar="BITS",
-        help="bits of a phase (default: 4)",
-    )
-    compress.add_argument(
+    stft.add_argument("--phase-bits", type=int, metavar="BITS", help="bits of a phase (default: 4)")
+    stft.add_argument(
         "--value-step",
         type=float,
-        default=0.5,
         metavar="DB",
         help="step of the stored levels in dB (default: 0.5)",
     )
-    compress.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the random bins (default: 0)"
-    )
-    compress.add_argument(
+    stft.add_argument("--seed", type=int, metavar="N", help="of the random bins (default: 0)")
+    stft.add_argument(
         "--decoder",
         "--network",
-        default=None,
         metavar="NAME|PATH",
         help="what fills in the rest: a network that comes with the package, an interpolation "
         "(nearest, linear, clough-tocher), or the .safetensors file of one's own network, which "
@@ -471,8 +580,29 @@ def _parser() -> argparse.ArgumentParser:
         "--network",
         default=None,
         metavar="PATH",
-        help=".safetensors file of the network that the file was made for, where that is not one "
-        "that comes with the package",
+        help=".safetensors file of the network that a file of the STFT grid was made for, where "
+        "that is not one that comes with the package",
+    )
+    decompress.add_argument(
+        "--codec",
+        metavar="PATH",
+        help=".safetensors file of the networks that a file of the MDCT grid was made with, where "
+        "these are not those that come with the package",
+    )
+    decompress.add_argument(
+        "--start",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="where to begin (default: 0); what is not needed is not decoded",
+    )
+    decompress.add_argument(
+        "--duration", type=float, metavar="SECONDS", help="how much to decode (default: all)"
+    )
+    decompress.add_argument(
+        "--conceal",
+        action="store_true",
+        help="let a damaged part of an MDCT file be silence instead of an error",
     )
 
     info = command("info", _info, "what is in a .jsac file, and where its bits go; decodes nothing")
@@ -514,7 +644,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_files(parser: argparse.ArgumentParser, source: str, target: str, metavar: str) -> None:
     suffix = "IN.jsac" if metavar == "OUT.wav" else "IN"
     parser.add_argument("input", type=_input, metavar=suffix, help=source + _OR_STDIN)
-    parser.add_argument("output", type=_output, metavar=metavar, help=target + _OR_STDOUT)
+    parser.add_argument(
+        "output",
+        type=_output,
+        nargs="?",
+        metavar=metavar,
+        help=f"{target}{_OR_STDOUT} (default: the input's name with another ending)",
+    )
     _add_force(parser)
 
 
@@ -545,12 +681,6 @@ def _sparsity(text: str) -> str:
     raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1, as 0.95 is")
 
 
-def _phases(text: str) -> int | None:
-    if text not in ("all", "60", "65", "70", "75"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of all, 60, 65, 70, 75")
-    return None if text == "all" else int(text)
-
-
 def _summary(description: Mapping[str, Any]) -> str:
     d = description
     return (
@@ -574,10 +704,34 @@ def _ratios(description: Mapping[str, Any]) -> str:
 
 def _table(description: Mapping[str, Any]) -> str:
     d = description
-    threshold = d["phase_threshold"]
     facts = {
         "audio": f"{d['seconds']:.2f} s, {d['sample_rate']:,} Hz, "
         f"{_count(d['channels'], 'channel')} of {_count(d['n_samples'], 'sample')}",
+        **(_mdct_facts(d) if d["grid"] == "mdct" else _stft_facts(d)),
+        "format": f"version {d['version']}",
+    }
+    lines = [f"{name:<10}{fact}" for name, fact in facts.items()]
+    lines += ["", f"{'':<24}{'bits':>16}{'kbit/s':>10}{'share':>10}"]
+    for name, bits in [*d["part_bits"].items(), ("whole file", d["bits"])]:
+        label = _PARTS.get(name, name)
+        share = f"{100 * bits / d['bits']:.1f} %"
+        lines.append(f"{label:<24}{bits:>16,}{bits / d['seconds'] / 1000:>10.1f}{share:>10}")
+    return "\n".join([*lines, "", _ratios(description)])
+
+
+def _mdct_facts(d: Mapping[str, Any]) -> dict[str, str]:
+    estimate = d["pesq_wb_estimate"]
+    return {
+        "coded": f"at {d['coded_rate']:,} Hz, {_count(d['segments'], 'segment')} per channel",
+        "grid": f"MDCT, {_count(d['coefficients'], 'coefficient')}",
+        "codec": f"{d['codec']}, SHA-256 {d['codec_sha256']}...",
+        **({} if estimate is None else {"quality": f"PESQ of about {estimate:.1f} in wide band"}),
+    }
+
+
+def _stft_facts(d: Mapping[str, Any]) -> dict[str, str]:
+    threshold = d["phase_threshold"]
+    return {
         "coded": f"at {d['coded_rate']:,} Hz, {_count(d['segments'], 'segment')} per channel of at "
         f"most {d['frames_per_segment']} frames",
         "STFT": f"n_fft {d['n_fft']}, win_length {d['win_length']}, hop_length {d['hop_length']}, "
@@ -589,15 +743,7 @@ def _table(description: Mapping[str, Any]) -> str:
         "phases": f"{_count(d['phase_bits'], 'bit')}, "
         + ("all" if threshold is None else f"down to {threshold} dB below the loudest bin"),
         "network": f"{d['network']}, SHA-256 {d['network_sha256']}",
-        "format": f"version {d['version']}",
     }
-    lines = [f"{name:<10}{fact}" for name, fact in facts.items()]
-    lines += ["", f"{'':<24}{'bits':>16}{'kbit/s':>10}{'share':>10}"]
-    for name, bits in [*d["part_bits"].items(), ("whole file", d["bits"])]:
-        label = _PARTS.get(name, name)
-        share = f"{100 * bits / d['bits']:.1f} %"
-        lines.append(f"{label:<24}{bits:>16,}{bits / d['seconds'] / 1000:>10.1f}{share:>10}")
-    return "\n".join([*lines, "", _ratios(description)])
 
 
 def _positions(coded_share: str, loudest: bool, seed: int) -> str:

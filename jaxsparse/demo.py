@@ -69,7 +69,7 @@ def run_demo(
     """
     started = time.monotonic()
     for name in masks:
-        codec.CodecSettings(sparsity=sparsity, mask=name)
+        codec.STFTSettings(sparsity=sparsity, mask=name)
     with files.whole_folder(out, force=force) as folder:
         report("reading the clip")
         clip, samples = _clip(path, folder)
@@ -192,7 +192,7 @@ def _code(
     folder: Path,
     metrics: Sequence[Metric],
 ) -> Coded:
-    settings = codec.CodecSettings(sparsity=sparsity, mask=name)
+    settings = codec.STFTSettings(sparsity=sparsity, mask=name)
     data = codec.compress(samples[:, None], SAMPLE_RATE, settings)
     decoded, _ = codec.decompress(data)
     files.atomic_write(folder / f"{name}.jsac", data)

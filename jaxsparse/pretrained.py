@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ SAMPLER_NAMES = ("sampler",)
 # Of files that name no decoder, from when there was but one.
 _FIRST_DECODER = "sparse-cnn"
 _DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16)}
+Config = TypeVar("Config")
 # Of decoders that have none.
 NO_WEIGHTS = "0" * 64
 
@@ -143,7 +144,7 @@ def choose_pretrained(mask: str, sparsity: str | float) -> tuple[str, bool]:
         Its name, and whether it was trained for such masks: False where the nearest one has to do.
         Of several that fit as well, that is the first of `NAMES`, as it is where none does.
     """
-    cards = {name: _read_card(_shipped(name)) for name in NAMES}
+    cards = {name: read_card(shipped(name)) for name in NAMES}
     fitting = [name for name in NAMES if cards[name].is_for(mask)]
     best = min(fitting or NAMES[:1], key=lambda name: cards[name].distance(sparsity))
     return best, bool(fitting) and not cards[best].distance(sparsity)
@@ -161,10 +162,11 @@ def load_pretrained(name: str) -> Pretrained:
     """
     if name not in NAMES:
         raise JaxsparseError(f"no network is named {name!r}; there are {', '.join(NAMES)}")
-    return load_weights(_shipped(name))
+    return load_weights(shipped(name))
 
 
-def _shipped(name: str) -> Path:
+def shipped(name: str) -> Path:
+    """Returns where the weights lie that ship with the package."""
     # A wheel is installed as files.
     return Path(str(resources.files("jaxsparse"))) / "weights" / f"{name}.safetensors"
 
@@ -186,7 +188,7 @@ def load_sampler(name: str | os.PathLike[str]) -> Pretrained:
     """
     text = os.fspath(name)
     if text in SAMPLER_NAMES:
-        return load_weights(_shipped(text), SAMPLERS)
+        return load_weights(shipped(text), SAMPLERS)
     if not text.endswith(".safetensors"):
         raise JaxsparseError(
             f"no sampler is named {text!r}; there are {', '.join(SAMPLER_NAMES)}, and paths that "
@@ -211,23 +213,23 @@ def load_weights(
     """
     path = Path(path)
     data = path.read_bytes()
-    card = _read_card(path)
+    card = read_card(path)
     if hashlib.sha256(data).hexdigest() != card.sha256:
         raise WeightsError(f"{path} is not the file that its card describes (SHA-256)")
-    with _naming_damage(path):
+    with naming_damage(path):
         tensors = dict(safetensors.deserialize(data))
-        name, settings = _read_config(data)
+        name, settings = read_config(data)
     # A good file of another kind is not damaged.
     if name not in kinds and name in DECODERS | SAMPLERS:
         raise WeightsError(f"{path} holds a {name}, not one of {', '.join(kinds)}")
-    with _naming_damage(path):
+    with naming_damage(path):
         decoder = _build_decoder(name, settings, kinds)
-        params = _check_tensors(tensors, jax.eval_shape(decoder.init, jax.random.key(0)))
+        params = check_tensors(tensors, jax.eval_shape(decoder.init, jax.random.key(0)))
         return Pretrained(decoder, params, card)
 
 
 @contextlib.contextmanager
-def _naming_damage(path: Path) -> Iterator[None]:
+def naming_damage(path: Path) -> Iterator[None]:
     """Says of which file it is that something is wrong with what it holds."""
     try:
         yield
@@ -260,7 +262,7 @@ def save_weights(
     path = Path(path)
     # One entry, since safetensors writes several in any order.
     named = {"decoder": name_of(config), **saved_config(config)}
-    data = safetensors.numpy.save(_flatten(params), {"config": json.dumps(named)})
+    data = safetensors.numpy.save(flatten(params), {"config": json.dumps(named)})
     digest = hashlib.sha256(data).hexdigest()
     atomic_write(path, data)
     known = {"masks": list(masks), "sparsity": list(sparsity), "sha256": digest}
@@ -269,7 +271,7 @@ def save_weights(
     return digest
 
 
-def _read_card(path: Path) -> Card:
+def read_card(path: Path) -> Card:
     """The card of a file of weights.
 
     Raises:
@@ -289,7 +291,8 @@ def _read_card(path: Path) -> Card:
         raise WeightsError(f"{path}: its card is damaged: {one_line(str(error))}") from error
 
 
-def _flatten(params: Params) -> dict[str, np.ndarray]:
+def flatten(params: Params) -> dict[str, np.ndarray]:
+    """Returns parameters as tensors by name."""
     flat = traverse_util.flatten_dict(params)
     return {_name(path): np.asarray(value) for path, value in flat.items()}
 
@@ -299,7 +302,7 @@ def _name(path: tuple[str | int, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def _read_config(data: bytes) -> tuple[str, dict[str, Any]]:
+def read_config(data: bytes) -> tuple[str, dict[str, Any]]:
     """Reads a network's kind and settings from a file that safetensors has accepted.
 
     Raises:
@@ -322,27 +325,36 @@ def _build_decoder(
         ValueError: If its name or a setting is missing, unknown, of a wrong type or out of range.
     """
     if name not in kinds:
-        raise ValueError(f"it is of the kind {_some([name])}; there are {', '.join(kinds)}")
-    known = set(_saved_fields(kinds[name]))
+        raise ValueError(f"it is of the kind {some([name])}; there are {', '.join(kinds)}")
+    return make_config(settings, kinds[name]).build()
+
+
+def make_config(settings: Mapping[str, Any], kind: type[Config]) -> Config:
+    """Makes the settings of a network of those that a file holds.
+
+    Raises:
+        ValueError: If one is missing, unknown, of a wrong type or out of range.
+    """
+    known = set(saved_fields(kind))
     if missing := known - settings.keys():
-        raise ValueError(f"its settings lack {_some(missing)}")
+        raise ValueError(f"its settings lack {some(missing)}")
     if unknown := settings.keys() - known:
-        raise ValueError(f"its settings have unknown fields: {_some(unknown)}")
-    return msgspec.convert(settings, kinds[name]).build()
+        raise ValueError(f"its settings have unknown fields: {some(unknown)}")
+    return msgspec.convert(settings, kind)
 
 
-def _saved_fields(kind: type[DecoderConfig]) -> list[str]:
+def saved_fields(kind: type[Any]) -> list[str]:
     """All settings but those that are no part of the network: how a gradient is computed."""
     fields: Any = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
     return [field.name for field in fields if field.metadata.get("saved", True)]
 
 
-def saved_config(config: DecoderConfig) -> dict[str, Any]:
+def saved_config(config: Any) -> dict[str, Any]:
     """Returns the settings that a file of weights holds."""
-    return {name: getattr(config, name) for name in _saved_fields(type(config))}
+    return {name: getattr(config, name) for name in saved_fields(type(config))}
 
 
-def _check_tensors(tensors: dict[str, dict[str, Any]], expected: Params) -> Params:
+def check_tensors(tensors: dict[str, dict[str, Any]], expected: Params) -> Params:
     """Makes parameters of a file's tensors.
 
     Args:
@@ -355,9 +367,9 @@ def _check_tensors(tensors: dict[str, dict[str, Any]], expected: Params) -> Para
     flat: dict[Any, Any] = traverse_util.flatten_dict(expected)
     shapes = {_name(path): value.shape for path, value in flat.items()}
     if missing := shapes.keys() - tensors.keys():
-        raise ValueError(f"it lacks the tensors {_some(missing)} of its settings' network")
+        raise ValueError(f"it lacks the tensors {some(missing)} of its settings' network")
     if extra := tensors.keys() - shapes.keys():
-        raise ValueError(f"its settings' network has no tensors {_some(extra)}")
+        raise ValueError(f"its settings' network has no tensors {some(extra)}")
     arrays = {}
     for name, shape in shapes.items():
         found, dtype = tuple(tensors[name]["shape"]), tensors[name]["dtype"]
@@ -375,5 +387,6 @@ def _check_tensors(tensors: dict[str, dict[str, Any]], expected: Params) -> Para
     return traverse_util.unflatten_dict(params)
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """Returns the first names, for a message."""
     return ", ".join(repr(name[:80]) for name in sorted(names)[:3])

@@ -28,7 +28,7 @@ SENTENCE = FOLDER.parent / "jaxsparse" / "assets" / "sentence.flac"
 NUMBERS = FOLDER / "same_numbers.json"
 COMPRESSED = FOLDER / "same_numbers.jsac"
 # Few phases, so that the file is small.
-SETTINGS = codec.CodecSettings(
+SETTINGS = codec.STFTSettings(
     phase_threshold=30, phase_bits=3, value_step_db=1, seed=7, mask="mixed", decoder="random-95"
 )
 SPARSITY = "0.95"

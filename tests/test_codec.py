@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from jaxsparse import audio, codec
-from jaxsparse.codec import CodecSettings, container, stream
+from jaxsparse.codec import STFTSettings, container, stft_stream
 from jaxsparse.codec.segment import Segment, complete_mask, decode_segment, encode_segment
 from jaxsparse.errors import AudioError, ContainerError, JaxsparseError
 from jaxsparse.masks import count_observed
@@ -29,9 +29,9 @@ from tests.reference import Compilations, project_to_count
 
 ROOT = Path(__file__).resolve().parent.parent
 SHA256 = "ab" * 32
-DEFAULT = CodecSettings()
+DEFAULT = STFTSettings()
 # All but the quietest thousandth is kept, finely: what is lost is next to nothing.
-FINE = CodecSettings(sparsity="0.001", mask="loudest", value_step_db=0.2, phase_bits=10)
+FINE = STFTSettings(sparsity="0.001", mask="loudest", value_step_db=0.2, phase_bits=10)
 
 
 @functools.cache
@@ -114,7 +114,7 @@ def test_segments_agree_with_the_whole_at_once(network, keep_observed):
     """Segments, halo and overlap-add give what one pass over the whole clip gives."""
     network = network()
     samples = speechlike(150_000)
-    settings = CodecSettings("0.9", "mixed", keep_observed=keep_observed, phase_threshold=60)
+    settings = STFTSettings("0.9", "mixed", keep_observed=keep_observed, phase_threshold=60)
     data = codec.compress(samples, 16_000, settings, decoder=network)
     header, parts = container.unpack(data)
     assert header.n_segments == 2 and header.n_frames == 586
@@ -131,7 +131,7 @@ def test_segments_agree_with_the_whole_at_once(network, keep_observed):
     capped = []
     for index, (segment, start) in enumerate(zip(segments, (0, 302), strict=True)):
         limit = jnp.where(segment.chosen, jnp.inf, segment.levels[segment.chosen].min() * 0.5)
-        first, end = stream._window_frames(network.decoder, header, index)
+        first, end = stft_stream._window_frames(network.decoder, header, index)
         assert first % network.decoder.alignment == 0
         window = slice(max(first, 0), end)
         floor = spectrogram[:, window][mask[:, window]].max() - 80
@@ -150,7 +150,7 @@ def test_segments_agree_with_the_whole_at_once(network, keep_observed):
 def test_what_is_stored():
     """Levels, mask and phases against the transform of the whole clip."""
     samples = speechlike(100_000)
-    settings = CodecSettings(sparsity="0.8", mask="mixed", phase_threshold=65, seed=11)
+    settings = STFTSettings(sparsity="0.8", mask="mixed", phase_threshold=65, seed=11)
     header, parts = container.unpack(compress(samples, settings=settings))
     spectrum = stft(jnp.asarray(samples[:, 0]))
     for index, start in enumerate((0, 302)):
@@ -172,7 +172,7 @@ def test_what_is_stored():
 
 def test_random_mask_stores_no_positions():
     samples = speechlike(20_000)
-    described = container.describe(compress(samples, settings=CodecSettings(mask="random")))
+    described = container.describe(compress(samples, settings=STFTSettings(mask="random")))
     assert described["part_bits"]["mask"] == 0 and described["network"] == "unet"
     assert described["kept_bins"] == count_observed((1025, 79), "0.95")
 
@@ -180,7 +180,7 @@ def test_random_mask_stores_no_positions():
 def test_phase_threshold_makes_the_file_smaller():
     samples = speechlike(20_000)
     sizes = [
-        len(compress(samples, settings=CodecSettings(phase_threshold=threshold)))
+        len(compress(samples, settings=STFTSettings(phase_threshold=threshold)))
         for threshold in (None, 50, 40)
     ]
     assert sizes[0] > sizes[1] > sizes[2]
@@ -189,8 +189,8 @@ def test_phase_threshold_makes_the_file_smaller():
 @pytest.mark.parametrize("sparsity", ["0.8", "0.85", "0.9", "0.95", "0.123", "0.999"])
 @pytest.mark.parametrize("n_samples", [1, 25_000, 77_276])
 def test_counts_are_those_of_masks(sparsity, n_samples):
-    settings = CodecSettings(sparsity=sparsity)
-    header = stream._make_header(settings, SHA256, n_samples, 1, 16_000)
+    settings = STFTSettings(sparsity=sparsity)
+    header = stft_stream._make_header(settings, SHA256, n_samples, 1, 16_000)
     shape = (1025, STFTConfig().n_frames(n_samples))
     assert header.segment_shape(0) == shape
     assert header.count(0) == count_observed(shape, sparsity)
@@ -198,7 +198,7 @@ def test_counts_are_those_of_masks(sparsity, n_samples):
 
 def test_silence_is_small_and_stays_silent():
     samples = np.zeros((80_000, 2), np.float32)
-    data = compress(samples, settings=CodecSettings(mask="mixed"))
+    data = compress(samples, settings=STFTSettings(mask="mixed"))
     assert 8 * len(data) < 0.03 * 16 * samples.size
     for silent in (data, compress(samples[:8_000])):
         assert np.abs(decompress(silent)[0]).max() < 2**-16
@@ -235,9 +235,9 @@ def test_other_lengths_compile_nothing():
 def test_analysis_holds_one_segment_at_a_time():
     def peak(n_samples):
         signal = np.ones(n_samples, np.float32)
-        header = stream._make_header(DEFAULT, SHA256, n_samples, 1, 16_000)
+        header = stft_stream._make_header(DEFAULT, SHA256, n_samples, 1, 16_000)
         tracemalloc.start()
-        for _ in stream._analyse(signal, header):
+        for _ in stft_stream._analyse(signal, header):
             pass
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -250,7 +250,7 @@ def test_analysis_holds_one_segment_at_a_time():
 
 def test_synthesis_holds_the_segments_that_its_window_sees(monkeypatch):
     n_segments = 10
-    header = stream._make_header(DEFAULT, SHA256, n_segments * 77_312 - 256, 1, 16_000)
+    header = stft_stream._make_header(DEFAULT, SHA256, n_segments * 77_312 - 256, 1, 16_000)
     assert header.n_segments == n_segments
     alive = weakref.WeakSet()
     most = 0
@@ -269,10 +269,10 @@ def test_synthesis_holds_the_segments_that_its_window_sees(monkeypatch):
         kept = np.ones(shape, bool)
         return Segment(kept, kept, levels, kept, np.zeros(shape, np.int16))
 
-    monkeypatch.setattr(stream, "decode_segment", decode_segment)
+    monkeypatch.setattr(stft_stream, "decode_segment", decode_segment)
     network = untrained()
     parts = [[b""] * 4] * n_segments
-    windows = stream._windows(header, 0, parts, network)
+    windows = stft_stream._windows(header, 0, parts, network)
     halo = network.decoder.halo
     assert halo is not None
     for index, window in enumerate(windows):
@@ -294,12 +294,12 @@ def test_progress_counts_segments():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (CodecSettings(), ("unet", True)),
-        (CodecSettings(sparsity=0.8), ("unet", True)),
-        (CodecSettings(sparsity="0.799"), ("unet", False)),
-        (CodecSettings(mask="random", sparsity="0.98"), ("unet", True)),
-        (CodecSettings(mask="random", sparsity="0.981"), ("unet", False)),
-        (CodecSettings(mask="random", decoder="random-95"), ("random-95", True)),
+        (STFTSettings(), ("unet", True)),
+        (STFTSettings(sparsity=0.8), ("unet", True)),
+        (STFTSettings(sparsity="0.799"), ("unet", False)),
+        (STFTSettings(mask="random", sparsity="0.98"), ("unet", True)),
+        (STFTSettings(mask="random", sparsity="0.981"), ("unet", False)),
+        (STFTSettings(mask="random", decoder="random-95"), ("random-95", True)),
     ],
 )
 def test_choice_of_decoder(settings, expected):
@@ -330,7 +330,7 @@ def test_choice_of_decoder(settings, expected):
 )
 def test_settings_out_of_range(changes):
     with pytest.raises(JaxsparseError):
-        CodecSettings(**changes)
+        STFTSettings(**changes)
 
 
 @pytest.mark.parametrize(
@@ -340,12 +340,12 @@ def test_settings_that_are_no_integers(changes, monkeypatch):
     # The tests' own checks of types would come first.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(JaxsparseError, match="integer"):
-        CodecSettings(**changes)
+        STFTSettings(**changes)
 
 
 @pytest.mark.parametrize("sparsity", [0.95, "0.95", "0.9500", ".95", "9.5e-1"])
 def test_sparsity_is_stored_as_one_decimal(sparsity):
-    header = stream._make_header(CodecSettings(sparsity=sparsity), SHA256, 1, 1, 16_000)
+    header = stft_stream._make_header(STFTSettings(sparsity=sparsity), SHA256, 1, 1, 16_000)
     assert header.sparsity == "0.95"
 
 
@@ -380,7 +380,7 @@ def test_refuses_what_reading_refuses(tmp_path):
 
 def test_sparsity_that_keeps_nothing_is_refused():
     with pytest.raises(JaxsparseError, match="not a single bin"):
-        compress(speechlike(1), settings=CodecSettings(sparsity="0.9999"))
+        compress(speechlike(1), settings=STFTSettings(sparsity="0.9999"))
 
 
 def test_loud_samples_are_coded():
@@ -398,7 +398,7 @@ def test_other_weights_are_refused():
 
 
 def test_unknown_network_is_refused():
-    settings = CodecSettings(decoder="unheard-of")
+    settings = STFTSettings(decoder="unheard-of")
     with pytest.raises(JaxsparseError, match="unheard-of"):
         codec.compress(speechlike(1000), 16_000, settings)
     with pytest.raises(JaxsparseError, match="unheard-of"):
@@ -407,7 +407,7 @@ def test_unknown_network_is_refused():
 
 def test_levels_beyond_all_audio_are_refused():
     samples = speechlike(1000)
-    header, parts = container.unpack(compress(samples, settings=CodecSettings(value_step_db=10)))
+    header, parts = container.unpack(compress(samples, settings=STFTSettings(value_step_db=10)))
     values = bytearray(parts[0][1])
     values[:2] = (2**15 - 1).to_bytes(2, "little")
     forged = container.pack(header, [[parts[0][0], bytes(values), *parts[0][2:]]])
@@ -426,7 +426,7 @@ def replace_network(change):
 
 def test_overshooting_network_is_bounded():
     samples = speechlike(20_000)
-    settings = CodecSettings(mask="random", sparsity="0.5")
+    settings = STFTSettings(mask="random", sparsity="0.5")
     data = compress(samples, settings=settings)
 
     def overshoot(by):
@@ -443,7 +443,7 @@ def test_overshooting_network_is_bounded():
 
 
 def test_what_hides_from_the_loudest_bins_is_no_louder():
-    data = compress(speechlike(20_000), settings=CodecSettings(sparsity="0.9", mask="loudest"))
+    data = compress(speechlike(20_000), settings=STFTSettings(sparsity="0.9", mask="loudest"))
     header, parts = container.unpack(data)
     assert (header.coded_share, header.loudest, header.version) == ("1", True, 2)
     segment = decode_segment(header, 0, 0, parts[0])
@@ -471,7 +471,7 @@ def test_short_clips_keep_their_level(n_samples, mask):
     cuts = [sentence[start : start + n_samples] for start in starts]
     cuts = [cut for cut in cuts if decibel(cut) > -40]
     assert len(cuts) > 5
-    settings = CodecSettings(mask=mask)
+    settings = STFTSettings(mask=mask)
     changes = [
         decibel(codec.decompress(codec.compress(cut, 16_000, settings))[0]) - decibel(cut)
         for cut in cuts
@@ -485,7 +485,7 @@ def test_short_clips_keep_their_level(n_samples, mask):
 def test_the_shortest_clips_are_not_louder(n_samples):
     cut = audio.read_audio(audio_path())[0][20_000 : 20_000 + n_samples]
     for mask in ("mixed", "random"):
-        data = codec.compress(cut, 16_000, CodecSettings(mask=mask))
+        data = codec.compress(cut, 16_000, STFTSettings(mask=mask))
         assert decibel(codec.decompress(data)[0]) < decibel(cut) + 3
 
 
@@ -493,7 +493,7 @@ def test_a_square_wave_begins_at_its_own_level():
     time = np.arange(16_000) / 16_000
     square = np.sign(np.sin(2 * np.pi * 200 * time + 0.1)).astype(np.float32)[:, None]
     for mask in ("mixed", "random"):
-        data = codec.compress(square, 16_000, CodecSettings(mask=mask))
+        data = codec.compress(square, 16_000, STFTSettings(mask=mask))
         assert np.abs(codec.decompress(data)[0][:8_000]).max() < 2
 
 
@@ -505,7 +505,7 @@ def test_accurate_network_is_left_alone():
     def restore(spectrogram, mask):
         return jnp.pad(true, ((0, 0), (0, mask.shape[1] - true.shape[1])))
 
-    settings = CodecSettings(mask="random", sparsity="0.95", phase_bits=10, keep_observed=False)
+    settings = STFTSettings(mask="random", sparsity="0.95", phase_bits=10, keep_observed=False)
     data = compress(samples, settings=settings)
     header, parts = container.unpack(data)
     kept = decode_segment(header, 0, 0, parts[0]).levels.max() * 0.5
@@ -518,9 +518,9 @@ def test_accurate_network_is_left_alone():
 def test_memory_of_the_largest_promise_is_bounded():
     """Segments of next to nothing: the most samples that the size of a file allows."""
     rate, n_segments = 768_000, 3
-    settings = CodecSettings(sparsity="0.999995", mask="random", phase_threshold=1, phase_bits=1)
+    settings = STFTSettings(sparsity="0.999995", mask="random", phase_threshold=1, phase_bits=1)
     n_samples = 48 * (n_segments * 302 * 256 - 256)
-    header = stream._make_header(settings, SHA256, n_samples, 1, rate)
+    header = stft_stream._make_header(settings, SHA256, n_samples, 1, rate)
     assert header.n_segments == n_segments
     parts = []
     for index in range(n_segments):

@@ -390,7 +390,7 @@ def test_a_card_for_an_unknown_policy_is_refused_in_one_line(clips, tmp_path, ca
 def test_a_plain_policy_that_keeps_too_many_is_refused(clips, monkeypatch):
     monkeypatch.setitem(POLICIES, "all", lambda key, levels, count: jnp.ones(levels.shape, bool))
     samples, rate = soundfile.read(clips / "0.wav", dtype="float32", always_2d=True)
-    settings = codec.CodecSettings(mask="all", decoder="nearest")
+    settings = codec.STFTSettings(mask="all", decoder="nearest")
     with pytest.raises(JaxsparseError, match="doesn't keep exactly"):
         codec.compress(samples, rate, settings)
 
@@ -403,7 +403,7 @@ def test_counts_of_a_policy_that_is_a_plain_function(clips, tmp_path, monkeypatc
 
     monkeypatch.setitem(POLICIES, "lowest", lowest)
     samples, rate = soundfile.read(clips / "0.wav", dtype="float32", always_2d=True)
-    settings = codec.CodecSettings(mask="lowest", decoder="nearest", sparsity="0.9")
+    settings = codec.STFTSettings(mask="lowest", decoder="nearest", sparsity="0.9")
     data = codec.compress(samples, rate, settings)
     header, parts = container.unpack(data)
     assert (header.coded_share, header.loudest) == ("1", False)

@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     {"_version", "errors", "files", "strict_json", "types"},
     {"contracts", "hearing", "manifest", "settings"},
+    {"transforms.grid"},
     {"audio", "transforms", "spectrogram", "masks"},
+    {"quantizer"},
     {"blue_noise", "plausible"},
     {"nn.conv"},
     {"nn.sparse_conv"},
@@ -29,9 +31,13 @@ LAYERS = (
     {"_scoring"},
     {"metrics"},
     {"objectives"},
-    {"codec.entropy", "codec.header"},
-    {"codec.segment"},
-    {"codec.container"},
+    {"codec.entropy", "codec.header", "codec.context"},
+    {"codec.segment", "codec.mdct_segment"},
+    {"codec.container", "codec.mdct_container"},
+    {"codec.weights"},
+    {"codec.rate"},
+    {"codec.rdo"},
+    {"codec.stft_stream", "codec.mdct_stream"},
     {"codec.stream"},
     {"plots"},
     {"demo_page"},
@@ -39,7 +45,10 @@ LAYERS = (
     {"cli"},
 )
 # What can be read without the library that decodes it.
-THE_FORMAT = {"codec.entropy", "codec.header", "codec.segment", "codec.container"}
+THE_FORMAT = {
+    *("codec.entropy", "codec.header", "codec.segment", "codec.container"),
+    *("codec.context", "codec.mdct_segment", "codec.mdct_container", "transforms.grid"),
+}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Modules beside the layers, and what they may import of the package.

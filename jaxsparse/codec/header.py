@@ -16,8 +16,11 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from jaxsparse.audio import MAX_SAMPLE_RATE, MAX_WAV_SAMPLES, MIN_SAMPLE_RATE
-from jaxsparse.errors import ContainerError
+import numpy as np
+from jaxtyping import Float
+
+from jaxsparse.audio import MAX_SAMPLE_RATE, MAX_WAV_SAMPLES, MIN_SAMPLE_RATE, check_usable
+from jaxsparse.errors import AudioError, ContainerError
 
 VERSIONS = (1, 2)
 MAGIC = b"JSAC"
@@ -345,6 +348,22 @@ class Header:
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise ContainerError(f"{name} {value} is not from {low} to {high}")
+
+
+def check_clip(samples: Float[np.ndarray, "N C"], sample_rate: int) -> None:
+    """Refuses samples that no file can hold.
+
+    Raises:
+        AudioError: If there are none or too many channels, or some that are not usable.
+    """
+    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+        limits = f"from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}"
+        raise AudioError(f"a sample rate of {sample_rate} Hz is not {limits}")
+    if not 1 <= samples.shape[1] <= MAX_CHANNELS:
+        raise AudioError(f"{samples.shape[1]} channels are not from 1 to {MAX_CHANNELS}")
+    if len(samples) == 0:
+        raise AudioError("there are no samples")
+    check_usable(samples)
 
 
 def pack_header(header: Header, file_size: int) -> bytes:

@@ -114,7 +114,7 @@ class PyramidUNet(UNet):
         weight = mask.astype(spectrogram.dtype) * exists.astype(spectrogram.dtype)
         known = observed(spectrogram - config.prior, mask, weight) / config.input_scale
         start = fill(known, weight, exists, config._fill)
-        correction = self.apply_layers(statistics(start, known, weight, exists), exists)
+        correction = self.apply_layers(statistics(start, known, weight, exists), exists)[..., 0]
         completed = (start + self._bound(correction)) * config.input_scale + config.prior
         completed = observed(spectrogram, mask, weight) + (1 - weight) * completed
         return completed[: shape[0], : shape[1]]

@@ -120,7 +120,7 @@ class Sampler(UNet):
         known = observed(level, mask, weight)
         planes = statistics(start, known, weight, exists)
         own = jnp.where(exists[..., None], jnp.stack([level, error + _ERROR_OFFSET], axis=-1), 0)
-        score = score + self.apply_layers(jnp.concatenate([planes, own], axis=-1), exists)
+        score = score + self.apply_layers(jnp.concatenate([planes, own], axis=-1), exists)[..., 0]
         return jnp.where(exists, score, -jnp.inf)[: shape[0], : shape[1]]
 
     def _errors(self, level: Plane, start: Plane, weight: Plane, exists: HardMask) -> Plane:

@@ -16,7 +16,7 @@ from jaxsparse.types import HardMask
 # Far beyond any network that runs: what a file asks for is built only within these.
 _MAX_LEVELS, _MAX_FEATURES, _MAX_CELL = 8, 1024, 16
 # Cosines over frequency that tell the network how high a cell lies.
-_N_WAVES, _WAVE_BINS = 4, 1024
+_N_WAVES = 4
 
 Image = Float[Array, "H W C"]
 Plane = Float[Array, "H W"]
@@ -29,6 +29,10 @@ class UNetShape(NamedTuple):
     """Channels of each level, from the finest to the coarsest."""
     cell: tuple[int, int]
     """Bins and frames that are the channels of one cell of the finest level."""
+    n_bins: int = 1024
+    """Bins up to half the sample rate, by which cells know how high they lie."""
+    n_outputs: int = 1
+    """Planes that it makes."""
 
     def check(self) -> None:
         """Refuses what no network is built of.
@@ -67,7 +71,8 @@ class UNetShape(NamedTuple):
             for size, step, own in zip((n_bins, n_frames), self.stride, self.cell, strict=True)
         )
         n_fine = math.prod(self.cell)
-        per_cell = 9 * (n_planes * n_fine + _N_WAVES + n_fine) * self.features[0]
+        n_ends = (n_planes + self.n_outputs) * n_fine + _N_WAVES
+        per_cell = 9 * n_ends * self.features[0]
         per_cell += sum(36 * n * n / 4**level for level, n in enumerate(self.features))
         pairs = enumerate(pairwise(self.features))
         per_cell += sum(8 * a * b / 4 ** (level + 1) for level, (a, b) in pairs)
@@ -129,7 +134,7 @@ class Block(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Blocks on ever coarser levels and back, from planes over the bins to one plane.
+    """Blocks on ever coarser levels and back, from planes over the bins to planes over the bins.
 
     Cells outside of the spectrogram are zeros in every layer, so that padding is never observed.
     The last layer starts at zero.
@@ -146,7 +151,7 @@ class UNet(nnx.Module):
             kernel_gradient: See `jaxsparse.nn.conv.conv`.
             rngs: Of the parameters.
         """
-        self.cell = shape.cell
+        self.shape = shape
         widths, n_fine = shape.features, math.prod(shape.cell)
         how = kernel_gradient
         self.input = Conv(n_planes * n_fine + _N_WAVES, widths[0], how, rngs)
@@ -155,21 +160,22 @@ class UNet(nnx.Module):
         self.up_blocks = nnx.List(Block(width, how, rngs) for width in widths)
         self.down = nnx.List(Dense(4 * a, b, rngs) for a, b in pairwise(widths))
         self.up = nnx.List(Dense(b, 4 * a, rngs) for a, b in pairwise(widths))
-        self.output = Conv(widths[0], n_fine, how, rngs, gain=0.0)
+        self.output = Conv(widths[0], shape.n_outputs * n_fine, how, rngs, gain=0.0)
 
-    def apply_layers(self, planes: Image, exists: HardMask) -> Plane:
+    def apply_layers(self, planes: Image, exists: HardMask) -> Image:
         """Applies the layers.
 
         Args:
             planes: H and W are multiples of `UNetShape.stride`.
             exists: False outside of the spectrogram.
         """
-        x = _to_channels(planes, self.cell)
-        levels = [_any(exists, self.cell)]
+        cell = self.shape.cell
+        x = _to_channels(planes, cell)
+        levels = [_any(exists, cell)]
         for _ in self.down:
             levels.append(_any(levels[-1], (2, 2)))
         masks = [level[..., None].astype(planes.dtype) for level in levels]
-        x = jnp.concatenate([x, _waves(x.shape, self.cell[0]).astype(x.dtype)], axis=-1)
+        x = jnp.concatenate([x, _waves(x.shape, self.shape).astype(x.dtype)], axis=-1)
         x = self.input(x * masks[0]) * masks[0]
         finer = []
         for i, block in enumerate(self.down_blocks):
@@ -181,7 +187,7 @@ class UNet(nnx.Module):
             if i < len(self.up):
                 x = finer[i] + _from_channels(self.up[i](x), (2, 2)) * masks[i]
             x = self.up_blocks[i](x, masks[i])
-        return _from_channels(self.output(jax.nn.gelu(x)), self.cell)[..., 0]
+        return _from_channels(self.output(jax.nn.gelu(x)), cell)
 
 
 def _to_channels(x: Image, cell: tuple[int, int]) -> Float[Array, "P Q D"]:
@@ -207,8 +213,8 @@ def _any(exists: HardMask, cell: tuple[int, int]) -> Bool[Array, "P Q"]:
     return x.any((1, 3))
 
 
-def _waves(shape: tuple[int, ...], bins: int) -> Image:
+def _waves(size: tuple[int, ...], shape: UNetShape) -> Image:
     """Says how high each cell lies, by cosines over frequency."""
-    place = (np.arange(shape[0]) + 0.5) * bins / _WAVE_BINS
+    place = (np.arange(size[0]) + 0.5) * shape.cell[0] / shape.n_bins
     waves = jnp.asarray(np.cos(math.pi * np.outer(place, np.arange(1, _N_WAVES + 1))), jnp.float32)
-    return jnp.broadcast_to(waves[:, None], (*shape[:2], _N_WAVES))
+    return jnp.broadcast_to(waves[:, None], (*size[:2], _N_WAVES))

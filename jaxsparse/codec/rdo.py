@@ -1,0 +1,274 @@
+"""Rate-distortion optimisation: the values of a segment that sound best for their bits.
+
+Between two whole numbers each value is drawn with probabilities that harden from update to update
+(stochastic Gumbel annealing: Y. Yang, R. Bamler, S. Mandt, 2020, "Improving inference for neural
+image compression"); the gradient of quality and of the context models' cost goes through decoder
+and draw. What the file looks like doesn't change.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxsparse.codec.rate import bits, choose_tables
+from jaxsparse.codec.weights import MDCTCodec
+from jaxsparse.contracts import Params
+from jaxsparse.metrics.distances import mel_distance
+from jaxsparse.metrics.intelligibility import stoi
+from jaxsparse.metrics.surrogate import pesq_surrogate
+from jaxsparse.quantizer import Coded, noise_signs, relative_step, sum_bands
+from jaxsparse.transforms.grid import HOP_LENGTH, N_LEVELS
+from jaxsparse.transforms.mdct import Coefficients, MDCTConfig, imdct
+from jaxsparse.types import SAMPLE_RATE, PRNGKey, Waveform
+
+UPDATES = (0, 20, 80, 300)
+"""Updates of each effort."""
+CHUNK = 10
+"""Updates of one compiled call, after which tables and the price of a bit are renewed."""
+LEARNING_RATE = 0.03
+TEMPERATURES = (0.5, 0.05)
+"""Of the draws, at the first and at the last update."""
+PRICE, PRICE_POWER = 6.2, 0.7
+"""What a kbit/s is worth at a step of one active level, and how that grows with the step."""
+# Points of PESQ in wide and narrow band, of STOI, and dB of the mel spectrum.
+_WEIGHTS = (20.0, 10.0, 150.0, 5.0)
+_BEST = 4.64
+# How quickly the price follows the bits, and by how much these may exceed the target.
+_PRICE_RATE, _TOLERANCE = 1.0, 0.005
+_EDGE = 1e-4
+LOUDNESS = 0.05
+"""Active level of what is compared: the mel spectrum has a floor."""
+
+
+class Problem(NamedTuple):
+    """A segment to be coded; arrays are padded to one of few sizes."""
+
+    params: Params
+    """Of the networks."""
+    scaled: Coefficients
+    """Coefficients over the step; zero where the frames only pad."""
+    valid: Bool[Array, "F T"]
+    """False there."""
+    coded: Bool[Array, "F 1"]
+    """Coefficients of a frame that lie below the bandwidth."""
+    rate: Float[Array, ""]
+    """Of the step over the active level."""
+    first_frame: Int[Array, ""]
+    """Number of the first frame in its channel."""
+
+
+class Trial(NamedTuple):
+    """What was found.
+
+    Attributes:
+        coded: Whole numbers.
+        bits: What they cost.
+        distortion: See `distortion`.
+    """
+
+    coded: Coded
+    bits: Float[Array, ""]
+    distortion: Float[Array, ""]
+
+
+class State(NamedTuple):
+    """What the updates carry on."""
+
+    relaxed: Coded
+    moments: optax.OptState
+    price: Float[Array, ""]
+    best: Trial
+
+
+def price_of_rate(rate: Float[Array, ""] | float) -> Float[Array, ""]:
+    """Returns what a kbit/s is worth in units of `distortion`, at about equal slopes."""
+    return PRICE * 2.0 ** (PRICE_POWER * (jnp.asarray(rate, jnp.float32) / 8 - 4))
+
+
+def distortion(reference: Waveform, estimate: Waveform) -> Float[Array, ""]:
+    """Returns how far a sound is from the original: both bands' surrogates of PESQ, STOI, mel."""
+    pair: Any = {
+        "reference": reference[None],
+        "estimate": estimate[None],
+        "sample_rate": SAMPLE_RATE,
+    }
+    terms = (
+        _BEST - pesq_surrogate(**pair, band="wb"),
+        _BEST - pesq_surrogate(**pair, band="nb"),
+        1 - stoi(**pair),
+        mel_distance(**pair),
+    )
+    return sum((w * t[0] for w, t in zip(_WEIGHTS, terms, strict=True)), jnp.zeros(()))
+
+
+def draw(
+    key: PRNGKey, relaxed: Float[Array, "R C"], temperature: Float[Array, ""] | float
+) -> Float[Array, "R C"]:
+    """Draws between the whole numbers around each value, nearly hard at low temperatures."""
+    lower = lax.stop_gradient(jnp.floor(relaxed))
+    share = jnp.clip(relaxed - lower, _EDGE, 1 - _EDGE)
+    logit = (jnp.arctanh(1 - share) - jnp.arctanh(share)) / temperature
+    below = jax.nn.sigmoid((logit + jax.random.logistic(key, share.shape)) / temperature)
+    return lower + 1 - below
+
+
+def round_coded(relaxed: Coded, problem: Problem) -> Coded:
+    """Rounds to what a file can hold."""
+    within = problem.valid & problem.coded
+    values = jnp.where(within, jnp.round(relaxed.values), 0).astype(jnp.int32)
+    levels = jnp.clip(jnp.round(relaxed.levels), 0, N_LEVELS - 1).astype(jnp.int32)
+    heard = sum_bands(within.astype(jnp.float32)) > 0
+    return Coded(values, jnp.where(heard, levels, 0))
+
+
+def estimate_pesq(codec: MDCTCodec, problem: Problem, coded: Coded) -> Float[Array, ""]:
+    """Returns the surrogate of PESQ in wide band of a segment alone."""
+    return _estimator(codec)(problem, coded)
+
+
+@functools.lru_cache(maxsize=4)
+def _estimator(codec: MDCTCodec) -> Callable[[Problem, Coded], Float[Array, ""]]:
+    @jax.jit
+    def estimate(problem: Problem, coded: Coded) -> Float[Array, ""]:
+        reference = _synthesise(problem.scaled, problem.rate)[None]
+        heard = _decode(codec, problem, coded)[None]
+        return pesq_surrogate(
+            reference=reference, estimate=heard, sample_rate=SAMPLE_RATE, band="wb"
+        )[0]
+
+    return estimate
+
+
+def _decode(codec: MDCTCodec, problem: Problem, coded: Coded) -> Waveform:
+    """Makes the sound of whole numbers, or of relaxed ones."""
+    noise = noise_signs(HOP_LENGTH, problem.scaled.shape[1], problem.first_frame)
+    arguments = (problem.params, coded, problem.rate, noise, problem.valid)
+    decoded = jnp.where(problem.valid, codec.networks.decode(*arguments), 0)
+    return _synthesise(decoded, problem.rate)
+
+
+def optimise(
+    codec: MDCTCodec,
+    problem: Problem,
+    n_updates: int,
+    target: float,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Coded:
+    """Searches for the values that sound best within so many bits.
+
+    Args:
+        codec: Networks and context models.
+        problem: The segment.
+        n_updates: Updates, in whole chunks of `CHUNK`.
+        target: Bits of values and levels.
+        progress: Called with the number of updates done.
+
+    Returns:
+        Whole numbers; what the encoder network chooses where nothing better was found.
+    """
+    begin, advance = _compiled(codec)
+    state = begin(problem, target)
+    for update in range(0, n_updates, CHUNK):
+        state = advance(problem, state, update, n_updates, target)
+        progress(min(update + CHUNK, n_updates))
+    return state.best.coded
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(codec: MDCTCodec) -> tuple[Callable[..., State], Callable[..., State]]:
+    """Builds the start and a chunk of updates, each one compiled call."""
+    networks, models = codec.networks, codec.models
+    optimizer = optax.adam(LEARNING_RATE)
+
+    def tables_of(problem: Problem, coded: Coded) -> Any:
+        return choose_tables(models, coded, problem.rate)
+
+    def total_bits(problem: Problem, coded: Coded, tables: Any) -> Float[Array, ""]:
+        values, levels = bits(models, coded, tables)
+        own = sum_bands(problem.valid.astype(jnp.float32)) > 0
+        return jnp.sum(values * problem.valid) + jnp.sum(levels * own)
+
+    def try_rounded(problem: Problem, relaxed: Coded) -> tuple[Trial, Any]:
+        coded = round_coded(relaxed, problem)
+        tables = tables_of(problem, coded)
+        heard = distortion(
+            _synthesise(problem.scaled, problem.rate), _decode(codec, problem, coded)
+        )
+        return Trial(coded, total_bits(problem, coded, tables), heard), tables
+
+    @jax.jit
+    def begin(problem: Problem, target: Float[Array, ""]) -> State:
+        relaxed = networks.encode(problem.params, problem.scaled, problem.rate, problem.valid)
+        trial, _ = try_rounded(problem, relaxed)
+        return State(relaxed, optimizer.init(relaxed), price_of_rate(problem.rate), trial)
+
+    def lagrangian(
+        relaxed: Coded,
+        problem: Problem,
+        key: PRNGKey,
+        temperature: Float[Array, ""],
+        tables: Any,
+        price: Float[Array, ""],
+    ) -> Float[Array, ""]:
+        keys = jax.random.split(key)
+        within = problem.valid & problem.coded
+        values = jnp.where(within, draw(keys[0], relaxed.values, temperature), 0)
+        levels = draw(keys[1], jnp.clip(relaxed.levels, 0, N_LEVELS - 1 - _EDGE), temperature)
+        coded = Coded(values, levels)
+        heard = distortion(
+            _synthesise(problem.scaled, problem.rate), _decode(codec, problem, coded)
+        )
+        n_frames = jnp.sum(problem.valid[0])
+        kbps = total_bits(problem, coded, tables) / (n_frames * (1000 * HOP_LENGTH / SAMPLE_RATE))
+        return heard + price * kbps
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def advance(
+        problem: Problem,
+        state: State,
+        first: Int[Array, ""],
+        n_updates: Int[Array, ""],
+        target: Float[Array, ""],
+    ) -> State:
+        tables = tables_of(problem, round_coded(state.relaxed, problem))
+
+        def update(carry: tuple[Coded, Any], number: Int[Array, ""]) -> tuple[Any, None]:
+            relaxed, moments = carry
+            high, low = TEMPERATURES
+            temperature = high * (low / high) ** (number / n_updates)
+            key = jax.random.fold_in(jax.random.key(0), number)
+            gradient = jax.grad(lagrangian)(relaxed, problem, key, temperature, tables, state.price)
+            changes, moments = optimizer.update(gradient, moments)
+            return (optax.apply_updates(relaxed, changes), moments), None
+
+        numbers = first + jnp.arange(CHUNK)
+        (relaxed, moments), _ = lax.scan(update, (state.relaxed, state.moments), numbers)
+        trial, _ = try_rounded(problem, relaxed)
+        price = state.price * (trial.bits / target) ** _PRICE_RATE
+        return State(relaxed, moments, price, _better(state.best, trial, target))
+
+    return begin, advance
+
+
+def _better(best: Trial, trial: Trial, target: Float[Array, ""]) -> Trial:
+    """Returns the trial that sounds better, of those within the target or else nearer to it."""
+    within = jnp.stack([best.bits, trial.bits]) <= target * (1 + _TOLERANCE)
+    better = jnp.where(
+        within[0] == within[1],
+        jnp.where(within[1], trial.distortion < best.distortion, trial.bits < best.bits),
+        within[1],
+    )
+    return jax.tree.map(lambda new, old: jnp.where(better, new, old), trial, best)
+
+
+def _synthesise(scaled: Coefficients, rate: Float[Array, ""]) -> Waveform:
+    """Makes the sound of a segment alone, at the loudness of the training's clips."""
+    length = (scaled.shape[1] - 1) * HOP_LENGTH
+    level = LOUDNESS * relative_step(rate)
+    return imdct(level * scaled, MDCTConfig(HOP_LENGTH), length=length)
