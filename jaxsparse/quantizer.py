@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int, Num, UInt
 
 from jaxsparse.transforms.grid import (
     BAND_EDGES,
@@ -45,12 +45,12 @@ def active_level(coefficients: Coefficients) -> Float[Array, ""]:
     return jnp.sqrt(jnp.mean(power[power.shape[0] // 2 :]))
 
 
-def relative_step(rate: int | Int[Array, ""]) -> Float[Array, ""]:
+def relative_step(rate: Num[Array, ""] | float) -> Float[Array, ""]:
     """Returns the step of a rate over the active level: eighths of octaves from 1/16 on."""
     return 2.0 ** (jnp.asarray(rate, jnp.float32) / 8 - 4)
 
 
-def quantize(scaled: Coefficients, rounding: float = ROUNDING) -> Coded:
+def quantize(scaled: Coefficients, rounding: Float[Array, ""] | float = ROUNDING) -> Coded:
     """Quantizes coefficients.
 
     Args:

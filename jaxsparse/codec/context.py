@@ -27,7 +27,7 @@ WEIGHT_BITS, ACTIVATION_BITS = 16, 8
 N_MAGNITUDES = 18
 """Symbols of a magnitude; the last one stands for itself and all above, told by an escape."""
 
-Planes = Int[np.ndarray, "N R C"]
+Planes = Int[np.ndarray, "N R W"]
 Inputs = Float[np.ndarray, "N M I"]
 
 # What a magnitude looks like to the networks: 16 log2(1 + a), of 15 at most.
@@ -179,12 +179,12 @@ class ContextModel(NamedTuple):
         return -np.log2((self.tables + 1) / TOTAL)
 
 
-def magnitude_looks(magnitudes: Int[np.ndarray, "T F"]) -> Int[np.ndarray, "T F"]:
+def magnitude_looks(magnitudes: Int[np.ndarray, "*S"]) -> Int[np.ndarray, "*S"]:
     """Returns what magnitudes look like to the networks."""
     return LOOKS[np.minimum(magnitudes, len(LOOKS) - 1)]
 
 
-def past_planes(looks: Int[np.ndarray, "T C"]) -> Planes:
+def past_planes(looks: Int[np.ndarray, "T W"]) -> Planes:
     """Makes the planes of frames from those before, all but the first one.
 
     Args:
@@ -204,7 +204,9 @@ def past_planes(looks: Int[np.ndarray, "T C"]) -> Planes:
     return planes
 
 
-def magnitude_planes(magnitudes: Int[np.ndarray, "T F"]) -> tuple[Planes, Planes]:
+def magnitude_planes(
+    magnitudes: Int[np.ndarray, "T F"],
+) -> tuple[Planes, Int[np.ndarray, "N W"]]:
     """Makes the planes of all frames at once: those before coding one, and what coding it adds.
 
     Returns:
@@ -213,12 +215,12 @@ def magnitude_planes(magnitudes: Int[np.ndarray, "T F"]) -> tuple[Planes, Planes
     margin = MAGNITUDES.margin
     looks = np.pad(magnitude_looks(magnitudes), ((PAST, 0), (margin, margin)))
     planes = np.concatenate([np.zeros_like(looks[PAST:, None]), past_planes(looks)], axis=1)
-    return planes, looks[PAST:, None]
+    return planes, looks[PAST:]
 
 
 def level_planes(
     levels: Int[np.ndarray, "U B"], magnitudes: Int[np.ndarray, "T F"]
-) -> tuple[Planes, Planes]:
+) -> tuple[Planes, Int[np.ndarray, "N W"]]:
     """Makes the planes of all levels at once, as `magnitude_planes` does.
 
     Args:
@@ -237,8 +239,8 @@ def level_planes(
         padded = np.pad(mean, ((1, 1), (0, 0)))
         for j, shift in enumerate((1, 0, 2)):
             planes[:, (4, 6, 8)[j] + i, own] = padded[shift : shift + n_rows]
-    present = np.zeros((n_rows, 1, N_BANDS + 2 * margin), np.int64)
-    present[:, 0, own] = LEVEL_LOOK * levels
+    present = np.zeros((n_rows, N_BANDS + 2 * margin), np.int64)
+    present[:, own] = LEVEL_LOOK * levels
     return planes, present
 
 
@@ -250,7 +252,9 @@ def _band_means(plane: Int[np.ndarray, "T F"]) -> Int[np.ndarray, "U B"]:
     return sums // (BAND_FRAMES * np.diff(BAND_EDGES))
 
 
-def all_inputs(layout: Layout, planes: Planes, present: Planes, rate: int) -> list[Inputs]:
+def all_inputs(
+    layout: Layout, planes: Planes, present: Int[np.ndarray, "N W"], rate: int
+) -> list[Inputs]:
     """Gathers the inputs for each group where all symbols are known."""
     gathered = []
     planes = planes.copy()
@@ -258,12 +262,12 @@ def all_inputs(layout: Layout, planes: Planes, present: Planes, rate: int) -> li
         gathered.append(layout.gather(planes, group, rate))
         columns = layout.columns(group)
         own = slice(layout.margin + columns.start, layout.margin + columns.stop, columns.step)
-        planes[:, 0, own] = present[:, 0, own]
+        planes[:, 0, own] = present[:, own]
     return gathered
 
 
 def all_tables(
-    model: ContextModel, layout: Layout, planes: Planes, present: Planes, rate: int
+    model: ContextModel, layout: Layout, planes: Planes, present: Int[np.ndarray, "N W"], rate: int
 ) -> Int[np.ndarray, "N C"]:
     """Chooses the tables of all symbols where all are known, as a decoder does one by one."""
     tables = np.empty((len(planes), layout.n_columns), np.int64)

@@ -207,7 +207,7 @@ class MDCTDecoder(UNet):
         return values + _bounded(shift, self.config.reach)
 
 
-def _apply(network: UNet, planes: Image, valid: HardMask | None) -> Image:
+def _apply(network: UNet, planes: Image, valid: HardMask | None) -> Float[Array, "H W D"]:
     """Applies the layers to planes of any size; outside of the clip they are zeros."""
     shape, stride = planes.shape[:2], network.shape.stride
     exists = pad_to_multiple(jnp.ones(shape, bool) if valid is None else valid, stride)

@@ -162,7 +162,7 @@ class UNet(nnx.Module):
         self.up = nnx.List(Dense(b, 4 * a, rngs) for a, b in pairwise(widths))
         self.output = Conv(widths[0], shape.n_outputs * n_fine, how, rngs, gain=0.0)
 
-    def apply_layers(self, planes: Image, exists: HardMask) -> Image:
+    def apply_layers(self, planes: Image, exists: HardMask) -> Float[Array, "H W D"]:
         """Applies the layers.
 
         Args:
