@@ -1,6 +1,5 @@
 """Segments of the MDCT grid: what is coded comes back, and nothing else is taken for one."""
 
-
 import numpy as np
 import pytest
 

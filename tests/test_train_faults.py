@@ -487,7 +487,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(settings, whole,
 def contents(settings):
     """What a checkpoint of a run holds beside its state."""
     rows = [dict.fromkeys(loop.Log(settings).fields, 1.0)]
-    pending = [dict.fromkeys(("loss", *loop._log_terms(settings)), 1.0)]
+    pending = [dict.fromkeys(("loss", *settings.terms), 1.0)]
     return {
         "data": {"loader": {}, "log": {"rows": rows, "pending": pending}},
         "settings": {"settings": loop._identity(settings), "clips": {"count": 1, "sha256": "0"}},
@@ -513,7 +513,7 @@ def test_a_checkpoint_without_what_the_run_needs_is_passed_over(tmp_path, caplog
     with contextlib.closing(Checkpoints(settings.workdir / "checkpoints")) as checkpoints:
         checkpoints.save(1, {"step": np.ones(1)}, **contents(settings))
         checkpoints.save(2, {"step": np.ones(1)}, **(contents(settings) | {part: value}))
-        found = loop._find_run(checkpoints, settings)
+        found = loop._find_run(checkpoints, settings, loop._identity(settings))
     assert found and found.step == 1
     (line,) = [r.getMessage() for r in caplog.records if r.name == "jaxsparse.checkpoint"]
     assert line.startswith(f"{settings.workdir / 'checkpoints' / '2'} is damaged and passed over: ")
@@ -524,7 +524,8 @@ def test_the_log_of_another_loss_is_no_damage(tmp_path, caplog):
     with contextlib.closing(Checkpoints(before.workdir / "checkpoints")) as checkpoints:
         checkpoints.save(1, {"step": np.ones(1)}, **contents(before))
         with pytest.raises(FileExistsError, match="another loss"):
-            loop._find_run(checkpoints, dataclasses.replace(before, loss="mse"))
+            other = dataclasses.replace(before, loss="mse")
+            loop._find_run(checkpoints, other, loop._identity(other))
     assert not [r for r in caplog.records if r.name == "jaxsparse.checkpoint"]
 
 

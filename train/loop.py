@@ -84,6 +84,26 @@ class Stopped(Exception):
     """The run was asked to stop; what it has done is saved."""
 
 
+class Task(NamedTuple):
+    """What a run trains.
+
+    Attributes:
+        identity: Settings that decide what is trained, as JSON values.
+        init: Makes the state before the first step.
+        like: Makes one of the same shapes, without reading a file.
+        step: From a state and audio [B, N] to the next state and the losses, by name.
+        save: Writes the networks of parameters to a path, from the log's lines and the loader.
+        draw: Saves a picture of parameters, a batch and a step.
+    """
+
+    identity: dict[str, Any]
+    init: Callable[[], TrainState]
+    like: Callable[[], TrainState]
+    step: Any
+    save: Callable[[Params, Path, list[dict[str, Any]], Loader], None]
+    draw: Callable[[Params, np.ndarray, int], None]
+
+
 def train(
     settings: Settings, *, recipe: str = "thesis", stop: Callable[[], bool] = lambda: False
 ) -> Path:
@@ -92,6 +112,44 @@ def train(
     Args:
         settings: The run's settings.
         recipe: Name of the recipe that they came from, for the card.
+        stop: As `run_task` takes it.
+
+    Returns:
+        The path of the trained network.
+
+    Raises:
+        Stopped: As `run_task` does, and all else that it raises.
+        SettingsError: If the network to start from has another architecture.
+    """
+    decoder = settings.decoder.build()
+    optimizer = make_optimizer(settings)
+    started = _started_from(settings)
+
+    def save(params: Params, path: Path, history: list[dict[str, Any]], loader: Loader) -> None:
+        _save_networks(settings, path, params, _card(settings, recipe, history, loader, started))
+
+    def draw(params: Params, audio: np.ndarray, step: int) -> None:
+        _draw(settings, decoder, _decoder_params(settings, params), audio, step)
+
+    # A run that goes on needs no network to start from.
+    fresh = dataclasses.replace(settings, init_from=None, sampler_from=None)
+    task = Task(
+        _identity(settings),
+        lambda: init_state(settings, decoder, optimizer),
+        lambda: init_state(fresh, decoder, optimizer),
+        make_step(settings, decoder, optimizer),
+        save,
+        draw,
+    )
+    return run_task(settings, task, stop=stop)
+
+
+def run_task(settings: Any, task: Task, *, stop: Callable[[], bool] = lambda: False) -> Path:
+    """Trains what a task says, with checkpoints, a log and pictures.
+
+    Args:
+        settings: `Settings`, or others that have what these say about a run.
+        task: What is trained.
         stop: Asked at the start and before every step whether to save and end.
 
     Returns:
@@ -101,7 +159,6 @@ def train(
         Stopped: If `stop` said so; a resumed run ends as if it had never been stopped.
         FileExistsError: If `workdir` has checkpoints and `resume` is not set, or the run to resume
             had other settings or other data.
-        SettingsError: If the network to start from has another architecture.
         CheckpointError: If none of the run to resume is good, or it is of another network.
         AudioError: If there is no usable audio.
         FloatingPointError: If a loss or a parameter is no longer finite; the last checkpoint stays.
@@ -109,9 +166,9 @@ def train(
     """
     clips = find_clips(settings.data, settings.split)
     with closing(Checkpoints(settings.workdir / "checkpoints")) as checkpoints:
-        found = _find_run(checkpoints, settings)
+        found = _find_run(checkpoints, settings, task.identity)
         loader = _make_loader(settings, clips)
-        identity = {"settings": _identity(settings), "clips": fingerprint(loader.clips)}
+        identity = {"settings": task.identity, "clips": fingerprint(loader.clips)}
         if found:
             now = {"clips": identity["clips"]}
             manifest.check_same(settings.workdir, {"clips": found.settings["clips"]}, now)
@@ -119,11 +176,7 @@ def train(
         elif settings.resume:
             _log.info("%s holds no run: starting anew", settings.workdir)
         settings.workdir.mkdir(parents=True, exist_ok=True)
-        decoder = settings.decoder.build()
-        optimizer = make_optimizer(settings)
-        state = restore_state(found, settings, decoder, optimizer)
-        step = make_step(settings, decoder, optimizer)
-        started = _started_from(settings)
+        state = task.init() if found is None else restore_state(found, task.like)
         # Processes that read ahead are started next, and they must be ended with the run.
         if stop():
             raise Stopped("stopped before the first step")
@@ -137,12 +190,18 @@ def train(
                 checkpoints.save(log.step, tuple(state), data, identity)
 
             def keep(state: TrainState, path: Path) -> None:
-                card = _card(settings, recipe, log.history, loader, started)
-                _save_networks(settings, path, state.params, card)
+                task.save(state.params, path, log.history, loader)
 
-            draw = functools.partial(_draw, settings, decoder)
             state = _run_steps(
-                settings, state, step, batches, log, save=save, keep=keep, draw=draw, stop=stop
+                settings,
+                state,
+                task.step,
+                batches,
+                log,
+                save=save,
+                keep=keep,
+                draw=task.draw,
+                stop=stop,
             )
             path = settings.workdir / "network.safetensors"
             keep(state, path)
@@ -210,14 +269,14 @@ def _run_steps(
                 folder.mkdir(exist_ok=True)
                 keep(state, folder / f"{log.step:06d}.safetensors")
             if settings.picture_every and log.step % settings.picture_every == 0:
-                draw(_decoder_params(settings, state.params), audio, log.step)
+                draw(state.params, audio, log.step)
     except FloatingPointError as error:
         kept = f"the checkpoint of step {saved} stays" if saved else "no checkpoint was made"
         raise FloatingPointError(f"{settings.workdir}: {error}; {kept}") from None
     return state
 
 
-def make_optimizer(settings: Settings) -> optax.GradientTransformation:
+def make_optimizer(settings: Any) -> optax.GradientTransformation:
     """AdamW with the settings' schedule, of gradients that are clipped where these say so."""
     adamw = optax.adamw(_schedule(settings), b2=settings.beta2, weight_decay=settings.weight_decay)
     if not settings.clip_norm:
@@ -259,19 +318,11 @@ def _architecture(decoder: Decoder) -> tuple[type, dict[str, Any]]:
     return type(decoder.config), saved_config(decoder.config)
 
 
-def restore_state(
-    found: Checkpoint | None,
-    settings: Settings,
-    decoder: Decoder,
-    optimizer: optax.GradientTransformation,
-) -> TrainState:
-    """The state of a checkpoint; without one, that before the first step."""
-    if found is None:
-        return init_state(settings, decoder, optimizer)
-    fresh = dataclasses.replace(settings, init_from=None, sampler_from=None)
-    like = jax.eval_shape(lambda: tuple(init_state(fresh, decoder, optimizer)))
+def restore_state(found: Checkpoint, like: Callable[[], TrainState]) -> TrainState:
+    """Restores the state of a checkpoint, which has the shapes of `like`."""
+    shapes = jax.eval_shape(lambda: tuple(like()))
     # Copied, since the step may overwrite its argument.
-    return TrainState(*jax.tree.map(jnp.array, found.restore(like)))
+    return TrainState(*jax.tree.map(jnp.array, found.restore(shapes)))
 
 
 def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTransformation) -> Any:
@@ -280,7 +331,7 @@ def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTra
     Beside the next state it gives the loss and, where that has more than one, its terms, by name.
     """
     key = jax.random.key(settings.seed)
-    names = _log_terms(settings)
+    names = settings.terms
     measure = make_loss(parse_loss(settings.loss), STFT)
 
     def loss_of(
@@ -329,12 +380,6 @@ def _exchange(
     improved = jax.vmap(exchange)(examples.spectrogram[:n], examples.mask[:n])
     masks = jnp.concatenate([improved, examples.mask[n:].astype(improved.dtype)])
     return examples._replace(mask=masks)
-
-
-def _log_terms(settings: Settings) -> tuple[str, ...]:
-    """The terms that the log tells apart: none where the loss has but one."""
-    names = tuple(name for _, name in parse_loss(settings.loss))
-    return names if len(names) > 1 else ()
 
 
 def make_batch(
@@ -433,7 +478,7 @@ def _draw_count(settings: Settings, key: PRNGKey, shape: tuple[int, ...]) -> Int
     return jnp.clip(jnp.exp(drawn).astype(jnp.int32), low, high)
 
 
-def _schedule(settings: Settings) -> optax.Schedule:
+def _schedule(settings: Any) -> optax.Schedule:
     if settings.schedule == "constant":
         return optax.constant_schedule(settings.learning_rate)
     warmup = min(max(settings.steps // 20, 1), settings.steps - 1)
@@ -448,13 +493,13 @@ class Log:
     Losses stay on the device until a line is due, so that steps are not waited for.
     """
 
-    def __init__(self, settings: Settings, found: Checkpoint | None = None) -> None:
+    def __init__(self, settings: Any, found: Checkpoint | None = None) -> None:
         self.settings = settings
         self.step = found.step if found else 0
         # What is in the file belongs to a checkpoint as much as the parameters do.
         before = found.data["log"] if found else {"rows": [], "pending": []}
         self.history: list[dict[str, Any]] = before["rows"]
-        self._names = ("loss", *_log_terms(settings))
+        self._names = ("loss", *settings.terms)
         self.fields = ("step", *self._names, "learning_rate", "samples_per_s", "seconds")
         self._pending: list[Any] = [
             {name: np.float32(losses[name]) for name in self._names} for losses in before["pending"]
@@ -558,7 +603,7 @@ def _check_finite(state: TrainState, step: int) -> None:
         raise FloatingPointError(f"the parameters are not finite after step {step}")
 
 
-def _make_loader(settings: Settings, clips: Iterable[Clip]) -> Loader:
+def _make_loader(settings: Any, clips: Iterable[Clip]) -> Loader:
     try:
         return make_loader(
             clips,
@@ -573,27 +618,29 @@ def _make_loader(settings: Settings, clips: Iterable[Clip]) -> Loader:
         raise AudioError(f"{settings.data}: {error}") from error
 
 
-def _find_run(checkpoints: Checkpoints, settings: Settings) -> Checkpoint | None:
+def _find_run(
+    checkpoints: Checkpoints, settings: Any, identity: dict[str, Any]
+) -> Checkpoint | None:
     """The checkpoint to go on with."""
     if not settings.resume:
         if checkpoints.steps():
             raise FileExistsError(f"{settings.workdir} holds a run; --resume goes on with it")
         return None
-    found = checkpoints.newest(functools.partial(_check_contents, settings))
+    found = checkpoints.newest(functools.partial(_check_contents, settings, identity))
     if found is None:
         return None
-    manifest.check_same(settings.workdir, found.settings["settings"], _identity(settings))
+    manifest.check_same(settings.workdir, found.settings["settings"], identity)
     return found
 
 
-def _check_contents(settings: Settings, found: Checkpoint) -> None:
+def _check_contents(settings: Any, identity: dict[str, Any], found: Checkpoint) -> None:
     """Raises anything where a checkpoint lacks what resuming reads beside the state."""
     for name in ("count", "sha256"):
         str(found.settings["clips"][name])
     if "loader" not in found.data:
         raise CheckpointError("it lacks the loader's state")
     # The log of another run has columns of its own, and that run is refused for its settings.
-    if manifest.differences(found.settings["settings"], _identity(settings)):
+    if manifest.differences(found.settings["settings"], identity):
         return
     log = Log(settings, found)
     for row in log.history:
@@ -661,24 +708,47 @@ def _card(
     started: dict[str, Any],
 ) -> dict[str, Any]:
     """What a user of the network should know about its making."""
+    terms = parse_loss(settings.loss)
+    about = run_card(settings, _identity(settings), _command(settings, recipe), history, loader)
+    final = about["final_training_loss"]
+    db2 = final["loss"] if terms == ((1.0, "mse"),) else final.get("mse")
+    return {
+        **about,
+        **started,
+        "recipe": recipe,
+        "loss": format_loss(terms),
+        **({} if db2 is None else {"final_training_loss_db2": db2}),
+    }
+
+
+def run_card(
+    settings: Any,
+    identity: dict[str, Any],
+    command: str,
+    history: list[dict[str, Any]],
+    loader: Loader,
+) -> dict[str, Any]:
+    """Says of a run, of any task, what a user of the network should know.
+
+    Args:
+        settings: As `run_task` takes them.
+        identity: Settings that decide what is trained.
+        command: That trains such a network again.
+        history: Lines of the log.
+        loader: Of the clips.
+    """
     tail = history[-max(1, 500 // settings.log_every) :]
     final = {
         name: round(float(np.mean([float(row[name]) for row in tail])), 3)
-        for name in ("loss", *_log_terms(settings))
+        for name in ("loss", *settings.terms)
     }
-    terms = parse_loss(settings.loss)
-    db2 = final["loss"] if terms == ((1.0, "mse"),) else final.get("mse")
     return {
         "data": f"{len(loader.clips)} clips of {portable_path(settings.data)}; "
         f"{len(loader.skipped)} skipped",
         "data_note": settings.data_note,
-        "command": _command(settings, recipe),
-        **started,
-        "recipe": recipe,
-        "settings": _identity(settings),
-        "loss": format_loss(terms),
+        "command": command,
+        "settings": identity,
         "final_training_loss": final,
-        **({} if db2 is None else {"final_training_loss_db2": db2}),
         "training_seconds": float(history[-1]["seconds"]),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "jax": jax.__version__,
@@ -709,7 +779,7 @@ def _command(settings: Settings, recipe: str) -> str:
         if field.name == "decoder":
             words += _decoder_flags(recipe, value)
         elif field.name not in NOT_IDENTITY and value != getattr(defaults, field.name):
-            words += _flag(field.name, value)
+            words += flag(field.name, value)
     return " ".join(words)
 
 
@@ -719,11 +789,12 @@ def _decoder_flags(recipe: str, config: DecoderConfig) -> list[str]:
     words = [] if start_config(recipe) == default else ["--decoder", name]
     for field, value in vars(config).items():
         if value != getattr(default, field):
-            words += _flag(f"decoder.{field}", value)
+            words += flag(f"decoder.{field}", value)
     return words
 
 
-def _flag(name: str, value: Any) -> list[str]:
+def flag(name: str, value: Any) -> list[str]:
+    """Returns the words of a flag on the command line."""
     values = [portable_path(v) if isinstance(v, Path) else str(v) for v in np.atleast_1d(value)]
     return ["--" + name.replace("_", "-"), *values]
 

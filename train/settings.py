@@ -143,6 +143,12 @@ class Settings:
         """Clips in a step whose masks the sampler makes."""
         return round(self.sampler_share * self.batch_size)
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Terms that the log tells apart: none where the loss has but one."""
+        names = tuple(name for _, name in parse_loss(self.loss))
+        return names if len(names) > 1 else ()
+
     def _check_loss(self) -> None:
         try:
             terms = parse_loss(self.loss)

@@ -36,8 +36,10 @@ TEMPERATURES = (0.5, 0.05)
 """Of the draws, at the first and at the last update."""
 PRICE, PRICE_POWER = 6.2, 0.7
 """What a kbit/s is worth at a step of one active level, and how that grows with the step."""
-# Points of PESQ in wide and narrow band, of STOI, and dB of the mel spectrum.
-_WEIGHTS = (20.0, 10.0, 150.0, 5.0)
+TERMS = {"surrogate": 20.0, "surrogate-nb": 10.0, "stoi": 150.0, "mel": 5.0}
+"""Weights of points of PESQ in wide and narrow band, of STOI, and of dB of the mel spectrum."""
+SHORTEST = 6_554
+"""Samples that STOI needs to have a gradient."""
 _BEST = 4.64
 # How quickly the price follows the bits, and by how much these may exceed the target.
 _PRICE_RATE, _TOLERANCE = 1.0, 0.005
@@ -91,20 +93,23 @@ def price_of_rate(rate: Float[Array, ""] | float) -> Float[Array, ""]:
     return PRICE * 2.0 ** (PRICE_POWER * (jnp.asarray(rate, jnp.float32) / 8 - 4))
 
 
-def distortion(reference: Waveform, estimate: Waveform) -> Float[Array, ""]:
-    """Returns how far a sound is from the original: both bands' surrogates of PESQ, STOI, mel."""
-    pair: Any = {
-        "reference": reference[None],
-        "estimate": estimate[None],
-        "sample_rate": SAMPLE_RATE,
+def measure(
+    reference: Float[Array, "B N"], estimate: Float[Array, "B N"]
+) -> dict[str, Float[Array, " B"]]:
+    """Measures how far sounds are from their originals, by `TERMS`."""
+    pair: Any = {"reference": reference, "estimate": estimate, "sample_rate": SAMPLE_RATE}
+    return {
+        "surrogate": _BEST - pesq_surrogate(**pair, band="wb"),
+        "surrogate-nb": _BEST - pesq_surrogate(**pair, band="nb"),
+        "stoi": 1 - stoi(**pair),
+        "mel": mel_distance(**pair),
     }
-    terms = (
-        _BEST - pesq_surrogate(**pair, band="wb"),
-        _BEST - pesq_surrogate(**pair, band="nb"),
-        1 - stoi(**pair),
-        mel_distance(**pair),
-    )
-    return sum((w * t[0] for w, t in zip(_WEIGHTS, terms, strict=True)), jnp.zeros(()))
+
+
+def distortion(reference: Waveform, estimate: Waveform) -> Float[Array, ""]:
+    """Returns the weighted sum of what `measure` says of one sound."""
+    terms = measure(reference[None], estimate[None])
+    return sum((TERMS[name] * value[0] for name, value in terms.items()), jnp.zeros(()))
 
 
 def draw(

@@ -1,0 +1,268 @@
+"""Audio to files of the MDCT grid and back: rates, parts, odd and bad clips."""
+
+import numpy as np
+import pytest
+
+from jaxsparse import codec
+from jaxsparse.codec import MDCTSettings, STFTSettings, mdct_container, mdct_stream
+from jaxsparse.codec.weights import load_codec
+from jaxsparse.errors import AudioError, ContainerError, JaxsparseError
+from jaxsparse.metrics import reference_pesq
+from jaxsparse.settings import SettingsError
+from tests.mdct_files import speech
+
+RATE = 16_000
+# Two segments and a bit.
+LONG = 200_000
+
+
+def kbps(data, n_samples, rate=RATE):
+    return 8 * len(data) / n_samples * rate / 1000
+
+
+@pytest.fixture(scope="module")
+def long_file():
+    return codec.compress(speech(LONG)[:, None], RATE)
+
+
+@pytest.mark.parametrize("wanted", [2.4, 3.2, 6.0, 12.0, 16.0])
+def test_rates_are_met(wanted):
+    samples = speech(80_000)[:, None]
+    data = codec.compress(samples, RATE, MDCTSettings(kbps=wanted))
+    assert kbps(data, 80_000) == pytest.approx(wanted, rel=0.02)
+
+
+def test_more_bits_sound_better():
+    samples = speech(48_000)[:, None]
+    scores = []
+    for wanted in (3.0, 8.0, 24.0):
+        data = codec.compress(samples, RATE, MDCTSettings(kbps=wanted))
+        decoded, _ = codec.decompress(data)
+        score = reference_pesq(reference=samples.T, estimate=decoded.T, sample_rate=RATE, band="wb")
+        scores.append(score[0].value)
+    assert scores[0] < scores[1] < scores[2]
+    assert scores[2] > 3.5
+
+
+def test_shares_are_met():
+    samples = speech(48_000)[:, None]
+    for share in (0.9, 0.97):
+        data = codec.compress(samples, RATE, MDCTSettings(sparsity=share))
+        header, segments = mdct_container.unpack(data)
+        segment = mdct_stream.decode_segment(
+            segments[0].data, header.n_frames, segments[0].rate, load_codec().models
+        )
+        assert np.mean(segment.values == 0) == pytest.approx(share, abs=0.005)
+
+
+def test_quality_is_met_by_the_estimate():
+    samples = speech(48_000)[:, None]
+    sizes = [len(codec.compress(samples, RATE, MDCTSettings(pesq=q))) for q in (2.5, 3.0, 3.5)]
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (44_100, 2), (16_000, 3), (48_000, 1)])
+def test_any_rate_and_channels_come_back(rate, channels):
+    samples = np.stack([speech(20_000, seed) for seed in range(channels)], axis=1)
+    data = codec.compress(samples, rate, MDCTSettings(kbps=16.0 * channels))
+    decoded, decoded_rate = codec.decompress(data)
+    assert decoded_rate == rate and decoded.shape == samples.shape
+    for own, other in zip(samples.T, decoded.T, strict=True):
+        assert np.corrcoef(own, other)[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("n_samples", [1, 2, 255, 256, 257, 8_192])
+def test_any_length_comes_back(n_samples):
+    samples = 0.3 * np.sin(np.arange(n_samples) / 5).astype(np.float32)[:, None]
+    data = codec.compress(samples, RATE, MDCTSettings(kbps=16.0))
+    decoded, _ = codec.decompress(data)
+    assert decoded.shape == samples.shape and np.isfinite(decoded).all()
+
+
+def test_silence_takes_hardly_a_byte_and_stays_silent():
+    data = codec.compress(np.zeros((LONG, 1), np.float32), RATE)
+    assert len(data) < 300
+    decoded, _ = codec.decompress(data)
+    assert not decoded.any()
+
+
+@pytest.mark.parametrize("gain", [1e-6, 1.0, 1e5])
+def test_loudness_scales(gain):
+    samples = speech(16_000)[:, None] * np.float32(gain)
+    decoded, _ = codec.decompress(codec.compress(samples, RATE))
+    ratio = np.sqrt(np.mean(decoded**2) / np.mean(samples**2))
+    assert 0.7 < ratio < 1.3
+
+
+def test_bandwidth_leaves_out_what_is_above():
+    samples = np.random.default_rng(0).normal(size=(32_000, 1)).astype(np.float32)
+    decoded, _ = codec.decompress(codec.compress(samples, RATE, MDCTSettings(bandwidth=4_000.0)))
+    spectrum = np.abs(np.fft.rfft(decoded[:, 0])) ** 2
+    assert spectrum[18_000:].sum() < 0.01 * spectrum.sum()
+
+
+def test_a_part_is_what_the_whole_has_there(long_file):
+    whole, _ = codec.decompress(long_file)
+    for start, duration in ((0.0, 1.0), (4.9, 0.5), (5.0, 6.0), (12.0, 3.0), (3.3, None)):
+        part, _ = codec.decompress(long_file, start=start, duration=duration)
+        first = round(start * RATE)
+        last = LONG if duration is None else min(first + round(duration * RATE), LONG)
+        np.testing.assert_allclose(part, whole[first:last], atol=1e-5)
+
+
+def test_a_part_at_another_rate():
+    samples = speech(44_100 * 7)[:, None]
+    data = codec.compress(samples, 44_100)
+    whole, _ = codec.decompress(data)
+    part, rate = codec.decompress(data, start=5.0, duration=1.0)
+    assert rate == 44_100 and part.shape == (44_100, 1)
+    np.testing.assert_allclose(part, whole[220_500:264_600], atol=1e-4)
+
+
+def test_only_segments_of_the_part_are_decoded(long_file, monkeypatch):
+    decoded = []
+    original = mdct_stream.decode_segment
+
+    def decode_segment(data, *arguments):
+        decoded.append(len(data))
+        return original(data, *arguments)
+
+    monkeypatch.setattr(mdct_stream, "decode_segment", decode_segment)
+    codec.decompress(long_file, start=11.5, duration=0.5)
+    assert len(decoded) == 2
+
+
+def test_each_segment_is_decoded_once(long_file, monkeypatch):
+    decoded = []
+    original = mdct_stream.decode_segment
+    monkeypatch.setattr(mdct_stream, "decode_segment", lambda *a: decoded.append(1) or original(*a))
+    codec.decompress(long_file)
+    assert len(decoded) == mdct_container.unpack(long_file).header.n_segments
+
+
+@pytest.mark.parametrize("span", [{"start": 13.0}, {"start": -1.0}, {"duration": 0.0}])
+def test_parts_that_are_none_are_refused(long_file, span):
+    with pytest.raises(JaxsparseError):
+        codec.decompress(long_file, **span)
+
+
+def test_concealed_damage_costs_its_segment_alone(long_file):
+    whole, _ = codec.decompress(long_file)
+    header, segments = mdct_container.unpack(long_file)
+    place = mdct_container.header_size(header) + 9 + len(segments[0].data) + 40
+    spoiled = bytearray(long_file)
+    spoiled[place] ^= 1
+    with pytest.raises(ContainerError, match="segment 1 is damaged"):
+        codec.decompress(bytes(spoiled))
+    concealed, _ = codec.decompress(bytes(spoiled), conceal=True)
+    frames = mdct_container.FRAMES_PER_SEGMENT * 256
+    halo = (load_codec().networks.halo + 4) * 256
+    np.testing.assert_allclose(concealed[: frames - halo], whole[: frames - halo], atol=1e-5)
+    np.testing.assert_allclose(
+        concealed[2 * frames + halo :], whole[2 * frames + halo :], atol=1e-5
+    )
+    assert np.abs(concealed[frames + 256 : 2 * frames - 512]).max() < 1e-3
+
+
+def test_segments_join_without_a_seam(long_file):
+    """The error where segments meet is no larger than elsewhere."""
+    decoded, _ = codec.decompress(long_file)
+    error = np.abs(decoded[:, 0] - speech(LONG)).reshape(-1, 250).mean(axis=1)
+    seam = mdct_container.FRAMES_PER_SEGMENT * 256 // 250
+    assert error[seam - 3 : seam + 3].max() <= 1.5 * np.sort(error)[-10]
+
+
+def test_decoding_does_not_depend_on_what_was_decoded_before(long_file):
+    first, _ = codec.decompress(long_file)
+    codec.decompress(long_file, start=6.0, duration=1.0)
+    again, _ = codec.decompress(long_file)
+    assert (first == again).all()
+
+
+@pytest.mark.parametrize("effort", [1])
+def test_effort_keeps_to_the_bits_and_sounds_better(effort):
+    samples = speech(30_000)[:, None]
+    plain = codec.compress(samples, RATE, MDCTSettings(kbps=6.0))
+    done = []
+    searched = codec.compress(
+        samples,
+        RATE,
+        MDCTSettings(kbps=6.0, effort=effort),
+        progress=lambda now, total: done.append((now, total)),
+    )
+    assert len(searched) <= 1.03 * len(plain)
+    assert done[0] == (0, 20) and done[-1] == (20, 20)
+    scores = []
+    for data in (plain, searched):
+        decoded, _ = codec.decompress(data)
+        for band in ("wb", "nb"):
+            pair = {"reference": samples.T, "estimate": decoded.T, "sample_rate": RATE}
+            scores.append(reference_pesq(**pair, band=band)[0].value)
+    assert sum(scores[2:]) > sum(scores[:2])
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate"),
+    [
+        (np.zeros((0, 1), np.float32), RATE),
+        (np.full((10, 1), np.nan, np.float32), RATE),
+        (np.zeros((10, 40), np.float32), RATE),
+        (np.zeros((10, 1), np.float32), 10),
+    ],
+)
+def test_bad_clips_are_refused(samples, rate):
+    with pytest.raises(AudioError):
+        codec.compress(samples, rate)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kbps": 0.5},
+        {"kbps": float("nan")},
+        {"pesq": 5.0},
+        {"sparsity": 1.0},
+        {"effort": 4},
+        {"bandwidth": 9_000.0},
+        {"kbps": 6.0, "pesq": 3.0},
+    ],
+)
+def test_settings_out_of_range_are_refused(changes):
+    with pytest.raises(SettingsError):
+        MDCTSettings(**changes)
+
+
+def test_files_of_other_weights_are_refused(long_file):
+    header, segments = mdct_container.unpack(long_file)
+    other = mdct_container.MDCTHeader(
+        header.sample_rate, header.channels, header.n_samples, "mdct", "0" * 16
+    )
+    with pytest.raises(JaxsparseError, match="needs the codec mdct with the weights"):
+        codec.decompress(mdct_container.pack(other, segments))
+    unknown = mdct_container.MDCTHeader(
+        header.sample_rate, header.channels, header.n_samples, "mine", header.codec_sha256
+    )
+    data = mdct_container.pack(unknown, segments)
+    with pytest.raises(JaxsparseError, match="'mine' is not installed"):
+        codec.decompress(data)
+    decoded, _ = codec.decompress(data, codec=load_codec())
+    assert decoded.shape == (LONG, 1)
+
+
+def test_steps_that_no_audio_has_are_refused():
+    data = codec.compress(speech(4_000)[:, None], RATE)
+    header, (segment,) = mdct_container.unpack(data)
+    loud = mdct_container.pack(header, [segment._replace(step=0xFFFF)])
+    with pytest.raises(ContainerError, match="no audio has"):
+        codec.decompress(loud)
+
+
+def test_stft_files_are_decoded_in_part_and_not_concealed():
+    samples = speech(20_000)[:, None]
+    data = codec.compress(samples, RATE, STFTSettings(mask="random", decoder="nearest"))
+    whole, _ = codec.decompress(data)
+    part, _ = codec.decompress(data, start=0.5, duration=0.25)
+    assert (part == whole[8_000:12_000]).all()
+    with pytest.raises(JaxsparseError, match="concealed"):
+        codec.decompress(data, conceal=True)
+    assert codec.describe(data)["grid"] == "stft"

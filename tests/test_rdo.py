@@ -1,0 +1,122 @@
+"""The search for values: costs on the device, draws that harden, and searches that pay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsparse.codec import rate as rate_module
+from jaxsparse.codec import rdo
+from jaxsparse.codec.mdct_segment import cost
+from jaxsparse.codec.weights import load_codec
+from jaxsparse.quantizer import Coded, quantize
+from jaxsparse.transforms.grid import HOP_LENGTH
+from jaxsparse.transforms.mdct import mdct
+from tests.mdct_files import make_segment, speech
+
+CODEC = load_codec()
+
+
+@pytest.mark.parametrize("loudness", [0.2, 1.0, 8.0])
+def test_costs_on_the_device_are_those_of_the_coder(loudness):
+    segment = make_segment(60, loudness=loudness)
+    coded = Coded(jnp.asarray(segment.values, jnp.int32), jnp.asarray(segment.levels, jnp.int32))
+    tables = rate_module.choose_tables(CODEC.models, coded, float(segment.rate))
+    values, levels = rate_module.bits(CODEC.models, coded, tables)
+    expected = cost(segment, CODEC.models)
+    in_values = expected.magnitudes + expected.signs + expected.escapes
+    assert float(values.sum()) == pytest.approx(in_values, rel=0.02)
+    assert float(levels.sum()) == pytest.approx(expected.levels, rel=0.01, abs=1)
+
+
+def test_costs_between_whole_numbers_are_in_between():
+    segment = make_segment(8)
+    whole = Coded(jnp.asarray(segment.values, jnp.int32), jnp.asarray(segment.levels, jnp.int32))
+    tables = rate_module.choose_tables(CODEC.models, whole, 24.0)
+    costs = [
+        rate_module.bits(
+            CODEC.models, Coded(jnp.full(whole.values.shape, x), whole.levels * 1.0), tables
+        )[0]
+        for x in (2.0, 2.25, 3.0)
+    ]
+    np.testing.assert_allclose(costs[1], 0.75 * costs[0] + 0.25 * costs[2], rtol=1e-4)
+
+
+def test_draws_lie_between_neighbours_and_harden():
+    relaxed = jnp.linspace(-2.9, 2.9, 581)[None]
+    for temperature, spread in ((1.0, 0.02), (0.05, 0.0)):
+        keys = jax.random.split(jax.random.key(0), 64)
+        drawn = jax.vmap(lambda key, t=temperature: rdo.draw(key, relaxed, t))(keys)
+        lower = np.floor(relaxed)
+        assert (drawn >= lower).all() and (drawn <= lower + 1).all()
+        soft = np.mean((drawn - lower > 0.05) & (drawn - lower < 0.95))
+        assert soft > spread if spread else soft < 0.02
+    nearest = np.abs(np.asarray(drawn).mean(axis=0) - np.asarray(relaxed)) < 0.6
+    assert nearest.mean() > 0.95
+
+
+def test_draws_have_a_gradient():
+    gradient = jax.grad(lambda x: rdo.draw(jax.random.key(1), x, 0.5).sum())(
+        jnp.asarray([[0.3, 1.6, -0.4]])
+    )
+    assert (gradient > 0).all()
+
+
+def problem(n_samples=24_000, rate=36.0):
+    signal = jnp.pad(speech(n_samples), (0, 32_256 - n_samples))
+    coefficients = mdct(signal)[:, :128]
+    n_frames = -(-n_samples // HOP_LENGTH) + 1
+    valid = jnp.broadcast_to(jnp.arange(128)[None] < n_frames, coefficients.shape)
+    power = np.sort(np.mean(np.square(coefficients[:, :n_frames]), axis=0))
+    step = np.sqrt(power[len(power) // 2 :].mean()) * 2 ** (rate / 8 - 4)
+    return rdo.Problem(
+        CODEC.params,
+        jnp.where(valid, coefficients / step, 0),
+        valid,
+        jnp.ones((HOP_LENGTH, 1), bool),
+        jnp.float32(rate),
+        jnp.int32(0),
+    )
+
+
+def heard(found, segment):
+    """Distortion and bits of whole numbers."""
+    tables = rate_module.choose_tables(CODEC.models, found, segment.rate)
+    bits = sum(float(each.sum()) for each in rate_module.bits(CODEC.models, found, tables))
+    sound = rdo._decode(CODEC, segment, found)
+    return float(rdo.distortion(rdo._synthesise(segment.scaled, segment.rate), sound)), bits
+
+
+def test_a_search_sounds_better_for_its_bits():
+    segment = problem()
+    start = rdo._compiled(CODEC)[0](segment, 1.0).best
+    target = float(start.bits)
+    found = rdo.optimise(CODEC, segment, 40, target)
+    distortion, bits = heard(found, segment)
+    assert distortion < 0.9 * float(start.distortion)
+    assert bits <= 1.02 * target
+    assert not np.asarray(found.values)[:, ~np.asarray(segment.valid[0])].any()
+
+
+def test_a_search_is_the_same_again_and_compiles_once():
+    segment = problem()
+    first = rdo.optimise(CODEC, segment, 20, 3_000.0)
+    _, advance = rdo._compiled(CODEC)
+    before = advance._cache_size()
+    again = rdo.optimise(CODEC, segment, 20, 3_000.0)
+    rdo.optimise(CODEC, problem(rate=30.0), 30, 5_000.0)
+    assert advance._cache_size() == before
+    assert (first.values == again.values).all() and (first.levels == again.levels).all()
+
+
+def test_nothing_is_coded_above_the_bandwidth():
+    segment = problem()._replace(coded=jnp.arange(HOP_LENGTH)[:, None] < 100)
+    found = rdo.optimise(CODEC, segment, 10, 2_000.0)
+    assert not np.asarray(found.values)[100:].any() and not np.asarray(found.levels)[7:].any()
+
+
+def test_plain_quantization_is_a_search_of_no_updates():
+    segment = problem()
+    found = rdo.optimise(CODEC, segment, 0, 1e9)
+    plain = quantize(segment.scaled)
+    assert found.values.shape == plain.values.shape
