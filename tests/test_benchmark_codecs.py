@@ -1,5 +1,6 @@
 """The comparison of codecs: bytes, alignment, missing peers, resuming and tables."""
 
+import csv
 import json
 from concurrent.futures import Future
 from importlib import resources
@@ -91,9 +92,9 @@ def test_flac_is_lossless_and_counted_as_a_file(sentence, tmp_path):
 
 # Lowest and highest kbit/s at the setting, and the correlation with the original.
 EXPECTED = {
-    "opus": (15.0, 11.0, 17.0, 0.9),
-    "opus-lace": (15.0, 11.0, 17.0, 0.9),
-    "opus-nolace": (15.0, 11.0, 17.0, 0.9),
+    "opus": (16.0, 12.0, 18.0, 0.9),
+    "opus-lace": (16.0, 12.0, 18.0, 0.9),
+    "opus-nolace": (16.0, 12.0, 18.0, 0.9),
     "amr-wb": (15.85, 15.8, 16.2, 0.9),
     "lc3": (24.0, 24.0, 24.4, 0.9),
     "codec2": (3.2, 3.2, 3.3, None),
@@ -297,6 +298,17 @@ def test_nothing_but_missing_codecs_is_a_table_too(
     monkeypatch.setattr(run, "plot", plot)
     assert command(data, tmp_path / "run", "--codecs", "absent") == 0
     assert "- Absent: libabsent is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seconds", "n_samples"), [("0.6", 9_600), ("0.7", N)])
+def test_clips_are_cut_and_never_filled_up(data, tmp_path, peers, no_scores, seconds, n_samples):
+    flags = ("--codecs", "pcm", "--clips", "1", "--seconds", seconds)
+    assert command(data, tmp_path / "run", *flags) == 0
+    [row] = csv.DictReader((tmp_path / "run" / "rows.csv").read_text().splitlines())
+    assert int(row["samples"]) == n_samples
+    n_bytes = 2 * FRAME * -(-(n_samples + LATE) // FRAME)
+    assert int(row["bytes"]) == n_bytes
+    assert float(row["kbps"]) == pytest.approx(8 * n_bytes / (n_samples / 16))
 
 
 def test_rows_of_another_length_are_not_mixed(data, tmp_path, peers, no_scores, capsys):

@@ -1,36 +1,35 @@
 """Means over the clips, for each codec and setting."""
 
 import math
-import statistics as medians
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from benchmarks.codecs import opus
 from benchmarks.codecs.peers import PEERS, PUBLISHED, find
 from eval.report import SCORES, statistics
 from eval.rows import Row
+from jaxsparse.types import SAMPLE_RATE
 
 TIMES = ("encode_seconds", "decode_seconds", "opus_encode_seconds", "opus_decode_seconds")
 # Tables show them in this order.
 METRICS = ("pesq_wb", "pesq_nb", "stoi", "estoi", "visqol")
 
 
-def summarize(
-    rows: Sequence[Row], missing: Mapping[str, str], seconds: float, with_visqol: bool
-) -> dict[str, Any]:
+def summarize(rows: Sequence[Row], missing: Mapping[str, str], with_visqol: bool) -> dict[str, Any]:
     """Makes what ``summary.json`` holds.
 
     Args:
         rows: Of the clips, one for each codec and setting.
         missing: Reasons why codecs can't be used on this machine, by name.
-        seconds: Length of a clip.
         with_visqol: Whether the rows have it.
     """
     groups: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["codec"], row["setting"]), []).append(row)
     metrics = METRICS if with_visqol else [name for name in METRICS if name in SCORES]
-    n_clips = len({row["clip"] for row in rows})
+    samples = {row["clip"]: row["samples"] for row in rows}
+    n_clips = len(samples)
 
     def is_complete(name: str) -> bool:
         counts = [len(groups.get((name, setting), ())) for setting in find(name).settings]
@@ -38,12 +37,11 @@ def summarize(
 
     return {
         "clips": n_clips,
-        "seconds": seconds,
+        "seconds": sum(samples.values()) / SAMPLE_RATE,
         "opus": opus.version(),
         "metrics": list(metrics),
         "groups": [
-            _summarize_group(*group, groups[group], metrics, seconds)
-            for group in sorted(groups, key=_place)
+            _summarize_group(*group, groups[group], metrics) for group in sorted(groups, key=_place)
         ],
         # What another machine has added to the rows is there.
         "missing": {
@@ -66,9 +64,8 @@ def _place(group: tuple[str, float]) -> tuple[int, str, float]:
 
 
 def _summarize_group(
-    name: str, setting: float, rows: Sequence[Row], metrics: Sequence[str], seconds: float
+    name: str, setting: float, rows: Sequence[Row], metrics: Sequence[str]
 ) -> dict[str, Any]:
-    encode, decode = (medians.median(row[time] for row in rows) for time in TIMES[:2])
     return {
         "codec": name,
         "title": find(name).title,
@@ -76,17 +73,19 @@ def _summarize_group(
         "setting": setting,
         "clips": len(rows),
         **{metric: statistics([[row[metric]] for row in rows]) for metric in ("kbps", *metrics)},
-        "encode_seconds": encode,
-        "decode_seconds": decode,
-        "encode_real_time_factor": encode / seconds,
-        "decode_real_time_factor": decode / seconds,
-        "encode_times_opus": _ratio(rows, "encode_seconds"),
-        "decode_times_opus": _ratio(rows, "decode_seconds"),
+        **_times(rows, "encode"),
+        **_times(rows, "decode"),
     }
 
 
-def _ratio(rows: Sequence[Row], time: str) -> float | None:
-    """The median over clips; None where there was no Opus."""
-    ratios = [row[time] / row[f"opus_{time}"] for row in rows]
+def _times(rows: Sequence[Row], step: str) -> dict[str, float | None]:
+    """Medians over clips: seconds, seconds per second of sound, and multiples of Opus'."""
+    seconds = [row[f"{step}_seconds"] for row in rows]
+    factors = [s / (row["samples"] / SAMPLE_RATE) for s, row in zip(seconds, rows, strict=True)]
+    ratios = [s / row[f"opus_{step}_seconds"] for s, row in zip(seconds, rows, strict=True)]
     known = [ratio for ratio in ratios if math.isfinite(ratio)]
-    return medians.median(known) if known else None
+    return {
+        f"{step}_seconds": median(seconds),
+        f"{step}_real_time_factor": median(factors),
+        f"{step}_times_opus": median(known) if known else None,
+    }

@@ -30,8 +30,8 @@ def table(summary: dict[str, Any]) -> str:
     )
     clips = summary["clips"]
     text += (
-        f"\n{clips} clip{'s' * (clips != 1)} of {summary['seconds']:.2f} s; mean ± standard error "
-        "over clips.\n\n(1) Times, as multiples of Opus' at "
+        f"\n{clips} clip{'s' * (clips != 1)}, {summary['seconds']:.0f} s in all; "
+        "mean ± standard error over clips.\n\n(1) Times, as multiples of Opus' at "
         f"{UNIT.setting:g} kbit/s on the same clip in the same run: the median over clips.\n"
     )
     return text + _counted(summary) + _missing(summary) + _published(summary)
