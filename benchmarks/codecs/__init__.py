@@ -1,0 +1,1 @@
+"""This project's codec beside classical speech codecs, on the same clips."""
