@@ -4,7 +4,6 @@ import csv
 import json
 from concurrent.futures import Future
 from importlib import resources
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from benchmarks.codecs.pcm import from_frames, from_pcm, join_bits, split_bits, 
 from benchmarks.codecs.peers import PEERS, PUBLISHED, find
 from benchmarks.codecs.plots import plot
 from jaxsparse.audio import read_audio
-from jaxsparse.codec import stream
 from jaxsparse.metrics import Score
 
 LATE, FRAME = 123, 320
@@ -142,21 +140,15 @@ def test_opus_decoded_with_lace_is_the_same_packets(sentence):
     assert len({sound.tobytes() for sound in sounds}) == 3
 
 
-def test_our_codec_is_called_with_rate_and_effort_and_its_file_counted(monkeypatch):
-    codec = own.make_codec((6.0,), 3)
-    if not hasattr(stream, "MDCTSettings"):
-        assert codec.available() == "jaxsparse.codec.stream has no MDCTSettings"
-    calls = []
-    monkeypatch.setattr(stream, "MDCTSettings", SimpleNamespace, raising=False)
-    monkeypatch.setattr(stream, "compress", lambda *call: calls.append(call) or b"a file")
-    monkeypatch.setattr(stream, "decompress", lambda data: (np.ones((N, 1), np.float32), 16_000))
+def test_our_codec_is_coded_at_its_rate_and_its_file_counted(sentence):
+    codec = own.make_codec((16.0,), 0)
     assert codec.available() is None
-    coded = code(Task("jaxsparse-3", codec, 6.0), np.zeros(N, np.float32))
-    [(samples, rate, settings)] = calls
-    assert samples.shape == (N, 1) and rate == 16_000
-    assert settings == SimpleNamespace(kbps=6.0, effort=3)
-    assert (coded.n_bytes, coded.delay, coded.decoded.shape) == (6, 0, (N,))
-    assert find("jaxsparse-3").title == codec.title == "jaxsparse, effort 3"
+    clip = sentence[:30_000]
+    coded = code(Task("jaxsparse-0", codec, 16.0), clip)
+    assert 8 * coded.n_bytes / len(clip) * 16 == pytest.approx(16.0, rel=0.02)
+    assert coded.delay == 0 and coded.decoded.shape == clip.shape
+    assert np.corrcoef(coded.decoded, clip)[0, 1] > 0.9
+    assert find("jaxsparse-3").title == "jaxsparse, effort 3"
 
 
 @pytest.fixture(scope="module")
