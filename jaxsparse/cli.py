@@ -68,7 +68,9 @@ def _compress(arguments: argparse.Namespace) -> None:
     with _blaming():
         with _importing():
             from jaxsparse.codec import stream
+            from jaxsparse.compilation import use_cache
 
+        use_cache()
         settings = _settings(arguments)
         networks = _networks(settings)
     with _blaming(arguments.input), _progress("compressing") as progress:
@@ -147,6 +149,9 @@ def _decompress(arguments: argparse.Namespace) -> None:
         with _importing():
             from jaxsparse import audio
             from jaxsparse.codec import stream
+            from jaxsparse.compilation import use_cache
+
+        use_cache()
 
         networks = {}
         if mdct and arguments.codec is not None:
@@ -208,6 +213,9 @@ def _demo(arguments: argparse.Namespace) -> None:
                 pass
         with _importing():
             from jaxsparse import demo
+            from jaxsparse.compilation import use_cache
+
+        use_cache()
 
         page = demo.run_demo(
             arguments.input,
@@ -696,7 +704,7 @@ def _ratios(description: Mapping[str, Any]) -> str:
         description["coded_rate"]: description["size_ratio_16khz"],
     }
     return ", ".join(
-        f"{ratio:.2f} times the size of 16-bit samples at {rate:,} Hz"
+        f"{ratio:.3f} times the size of 16-bit samples at {rate:,} Hz"
         + " (larger, not smaller)" * (ratio > 1)
         for rate, ratio in rates.items()
     )

@@ -5,6 +5,8 @@ import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Commands that run within the tests keep nothing that was compiled.
+os.environ["JAXSPARSE_CACHE"] = ""
 
 # More than half of the tests' time would go into optimising functions that run once or twice. Flags
 # that are set already come last, and win: `make test-optimised` asks for XLA's defaults.

@@ -25,7 +25,7 @@ import soundfile
 import jaxsparse
 from jaxsparse import _scoring, audio, cli, codec
 from jaxsparse.cli import main
-from jaxsparse.codec import container, stream
+from jaxsparse.codec import container, mdct_container, stream
 
 SAMPLE_RATE = 22_050
 N_SAMPLES = 23_457
@@ -163,6 +163,9 @@ def test_the_version_is_that_of_the_project():
         ["--sparsity", "nan"],
         ["--sparsity", "most"],
         ["--phases", "61"],
+        ["--grid", "cqt"],
+        ["--effort", "4"],
+        ["--kbps", "6", "--pesq", "3"],
         ["--seed", "x"],
         ["--sparcity", "0.9"],
         ["--seed"],
@@ -187,7 +190,19 @@ def test_settings_that_the_codec_refuses(wav, tmp_path, capsys):
         ["--decoder", "sparse-cnn"],
         ["--mask", "loud"],
     ):
+        refusal(capsys, ["compress", wav, tmp_path / "out.jsac", "--grid", "stft", *options])
+    for options in (
+        ["--kbps", "0"],
+        ["--kbps", "nan"],
+        ["--pesq", "9"],
+        ["--bandwidth", "9000"],
+        ["--codec", "unheard-of"],
+        ["--codec", "unheard-of.safetensors"],
+    ):
         refusal(capsys, ["compress", wav, tmp_path / "out.jsac", *options])
+    for options in (["--mask", "random"], ["--grid", "stft", "--kbps", "6"]):
+        line = refusal(capsys, ["compress", wav, tmp_path / "out.jsac", *options])
+        assert "belongs to --grid" in line
     assert snapshot(tmp_path) == {}
 
 
@@ -455,23 +470,75 @@ def test_force_overwrites(compressed, decompressed, tmp_path, capsys):
     assert target.read_bytes() == decompressed.read_bytes()
 
 
-def test_info(compressed, capsys, no_codec):
-    description = container.describe(compressed.read_bytes())
-    assert main(["info", str(compressed), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == description
-    assert main(["info", str(compressed)]) == 0
-    table = capsys.readouterr().out
+def info(path, capsys):
+    """What info prints of a file, and what it prints as JSON."""
+    assert main(["info", str(path), "--json"]) == 0
+    description = json.loads(capsys.readouterr().out)
+    assert main(["info", str(path)]) == 0
+    return capsys.readouterr().out, description
+
+
+def check_rows(table, description, labels):
     rows = {line[:24].strip(): line[24:].split() for line in table.splitlines()}
-    for part, label in {
-        "mask": "mask",
-        "values": "values",
-        "overhead": "header and checksums",
-    }.items():
+    for part, label in labels.items():
         assert rows[label][0] == f"{description['part_bits'][part]:,}"
-    assert rows["whole file"][0] == f"{8 * compressed.stat().st_size:,}"
-    # All phases of 8 times as many bins as there are samples: at 16 kHz nothing is saved.
-    assert f"{description['size_ratio_16khz']:.2f}" in table
-    assert "16,000 Hz (larger, not smaller)" in table
+    assert rows["whole file"][0] == f"{description['bits']:,}"
+
+
+def test_info(compressed, capsys, no_codec):
+    table, description = info(compressed, capsys)
+    assert description == mdct_container.describe(compressed.read_bytes())
+    assert description["bits"] == 8 * compressed.stat().st_size
+    check_rows(
+        table, description, {"coefficients": "coefficients", "overhead": "header and checksums"}
+    )
+    assert f"{description['size_ratio_16khz']:.3f}" in table
+    assert "larger, not smaller" not in table
+
+
+def test_info_of_the_other_grid(capsys, no_codec):
+    path = Path(__file__).parent / "same_numbers.jsac"
+    table, description = info(path, capsys)
+    assert description == {"grid": "stft", **container.describe(path.read_bytes())}
+    check_rows(table, description, {"mask": "mask", "values": "values"})
+
+
+def test_outputs_are_named_after_inputs(wav, compressed, tmp_path, capsys):
+    clip = tmp_path / "clip.one.wav"
+    clip.write_bytes(wav.read_bytes())
+    assert main(["compress", str(clip)]) == 0
+    coded = tmp_path / "clip.one.jsac"
+    assert coded.read_bytes() == compressed.read_bytes()
+    assert "exists already" in refusal(capsys, ["compress", clip])
+    assert "exists already" in refusal(capsys, ["decompress", coded])
+    assert "needs a name" in refusal(capsys, ["compress", coded])
+    clip.unlink()
+    assert main(["decompress", str(coded)]) == 0
+    assert soundfile.info(clip).samplerate == SAMPLE_RATE
+
+
+def test_a_part_is_decompressed(compressed, decompressed, tmp_path, capsys):
+    part = tmp_path / "part.wav"
+    span = ["--start", "0.1", "--duration", "0.2"]
+    assert main(["decompress", str(compressed), str(part), *span]) == 0
+    whole, rate = soundfile.read(decompressed)
+    decoded, _ = soundfile.read(part)
+    first, last = round(0.1 * rate), round(0.1 * rate) + round(0.2 * rate)
+    np.testing.assert_allclose(decoded, whole[first:last], atol=2 / 2**15)
+    line = refusal(capsys, ["decompress", compressed, tmp_path / "no.wav", "--start", "99"])
+    assert "the clip ends after" in line
+
+
+def test_damage_is_an_error_or_concealed(compressed, tmp_path, capsys):
+    spoiled = tmp_path / "spoiled.jsac"
+    data = bytearray(compressed.read_bytes())
+    data[-9] ^= 1
+    spoiled.write_bytes(data)
+    target = tmp_path / "out.wav"
+    assert "is damaged" in refusal(capsys, ["decompress", spoiled, target])
+    assert main(["decompress", str(spoiled), str(target), "--conceal"]) == 0
+    decoded, _ = soundfile.read(target)
+    assert decoded[:, 0].any() and not decoded[:, -1].any()
 
 
 @pytest.mark.parametrize(
@@ -493,7 +560,8 @@ def test_info_says_where_the_kept_bins_come_from(name, positions, capsys):
 
 
 def test_compress_reports_size_and_a_network_that_fits_only_nearly(wav, tmp_path, capsys):
-    options = ["--mask", "random", "--seed", "7", "--phases", "60", "--phase-bits", "2"]
+    options = ["--grid", "stft", "--mask", "random", "--seed", "7", "--phases", "60"]
+    options += ["--phase-bits", "2"]
     small, smaller = tmp_path / "small.jsac", tmp_path / "smaller.jsac"
     assert main(["compress", str(wav), str(small), *options, "--sparsity", ".9"]) == 0
     out, err = capsys.readouterr()
@@ -503,7 +571,7 @@ def test_compress_reports_size_and_a_network_that_fits_only_nearly(wav, tmp_path
     assert main(["compress", str(wav), str(smaller), *options]) == 0
     out, err = capsys.readouterr()
     description = json.loads(out)
-    assert description == container.describe(smaller.read_bytes())
+    assert description == codec.describe(smaller.read_bytes())
     assert (description["coded_share"], description["loudest"]) == ("0", False)
     chosen = {"seed": 7, "phase_threshold": 60, "phase_bits": 2}
     assert chosen | {"sparsity": "0.99", "network": "unet"} == {

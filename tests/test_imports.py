@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
-    {"_version", "errors", "files", "strict_json", "types"},
+    {"_version", "compilation", "errors", "files", "strict_json", "types"},
     {"contracts", "hearing", "manifest", "settings"},
     {"transforms.grid"},
     {"audio", "transforms", "spectrogram", "masks"},

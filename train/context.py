@@ -10,10 +10,10 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,12 @@ from tqdm import tqdm
 from eval.command import parse_settings, run_command
 from jaxsparse.codec import context
 from jaxsparse.codec.context import LAYOUTS, ContextModel, Layout
+from jaxsparse.codec.weights import MDCTCodec, load_codec
 from jaxsparse.contracts import Params
 from jaxsparse.data.clips import find_clips
 from jaxsparse.errors import AudioError
 from jaxsparse.files import portable_path
-from jaxsparse.quantizer import active_level, quantize, relative_step
+from jaxsparse.quantizer import Coded, active_level, quantize, relative_step
 from jaxsparse.settings import check_least
 from jaxsparse.transforms.grid import N_LEVELS
 from jaxsparse.transforms.mdct import MDCTConfig, mdct
@@ -52,6 +53,9 @@ class Settings:
     """File of the models to write (.safetensors); its card is written beside it."""
     data_note: str = ""
     """What the data are and under which licence, for the card."""
+    codec: Path | None = None
+    """A codec (.safetensors) whose encoder chooses the values of most crops, instead of plain
+    quantization."""
     steps: int = 2_000
     """Optimizer steps."""
     batch_size: int = 6
@@ -183,13 +187,30 @@ def read_clips(settings: Settings) -> Clips:
     return Clips(tuple(names), coefficients)
 
 
-_quantize = jax.jit(
-    jax.vmap(lambda crop, rate, rounding: quantize(crop / relative_step(rate), rounding))
-)
+# Share of the crops that are quantized plainly though there is an encoder.
+_PLAIN_SHARE = 0.25
+
+
+Quantizer: TypeAlias = Callable[[Array, Array, Array, Array], Coded]
+
+
+def make_quantizer(codec: MDCTCodec | None) -> Quantizer:
+    """Builds the quantizer of a batch: of crops, rates, roundings, and which ones are plain."""
+
+    def one(crop: Array, rate: Array, rounding: Array, plain: Array) -> Coded:
+        scaled = crop / relative_step(rate)
+        plainly = quantize(scaled, rounding)
+        if codec is None:
+            return plainly
+        relaxed = codec.networks.encode(codec.params, scaled, rate.astype(jnp.float32), None)
+        chosen = Coded(*(jnp.round(each).astype(jnp.int32) for each in relaxed))
+        return jax.tree.map(lambda a, b: jnp.where(plain, a, b), plainly, chosen)
+
+    return jax.jit(jax.vmap(one))
 
 
 def draw_batches(
-    rng: np.random.Generator, clips: Clips, settings: Settings
+    rng: np.random.Generator, clips: Clips, settings: Settings, quantizer: Quantizer
 ) -> dict[str, list[Batch]]:
     """Draws crops and steps, and gathers what both models see of them."""
     lengths = np.array([each.shape[1] for each in clips.coefficients])
@@ -200,7 +221,8 @@ def draw_batches(
         crops.append(clips.coefficients[clip][:, start : start + settings.frames])
     rates = rng.integers(RATES[0], RATES[1] + 1, settings.batch_size)
     roundings = rng.uniform(*ROUNDINGS, settings.batch_size).astype(np.float32)
-    coded = jax.device_get(_quantize(np.stack(crops), rates, roundings))
+    plain = rng.random(settings.batch_size) < _PLAIN_SHARE
+    coded = jax.device_get(quantizer(np.stack(crops), rates, roundings, plain))
     gathered: dict[str, list[list[Batch]]] = {name: [] for name in LAYOUTS}
     for values, levels, rate in zip(*coded, rates, strict=True):
         for name, batches in gather(values, levels, int(rate)).items():
@@ -249,6 +271,8 @@ def train(settings: Settings) -> dict[str, Any]:
         SettingsError: If a setting is out of range.
     """
     check_least(settings, {"steps": 2, "batch_size": 1, "frames": 2, "tables": 2, "log_every": 1})
+    codec = None if settings.codec is None else load_codec(settings.codec)
+    quantizer = make_quantizer(codec)
     clips = read_clips(settings)
     keys = jax.random.split(jax.random.key(settings.seed), len(LAYOUTS))
     params = {name: init(key, name, settings) for key, name in zip(keys, LAYOUTS, strict=True)}
@@ -278,7 +302,7 @@ def train(settings: Settings) -> dict[str, Any]:
     history = []
     with tqdm(total=settings.steps, desc="training", unit="step", disable=None) as bar:
         for number in range(1, settings.steps + 1):
-            params, state, bits = step(params, state, draw_batches(rng, clips, settings))
+            params, state, bits = step(params, state, draw_batches(rng, clips, settings, quantizer))
             for name in rates:
                 rates[name].append(float(bits[name]) / seconds / 1000)
             bar.update()
@@ -295,6 +319,7 @@ def train(settings: Settings) -> dict[str, Any]:
     card = {
         "data": f"{len(clips.names)} clips of {portable_path(settings.data)}",
         "data_note": settings.data_note,
+        **({} if codec is None else {"encoder_sha256": codec.card.sha256}),
         "kbit_per_s": history[-1],
     }
     context.save_models(settings.out, models, card)

@@ -81,14 +81,16 @@ def _choose(
     for group in range(n_groups):
         columns = layout.columns(group)
         known = np.isin(np.arange(n_columns) % n_groups, layout.order[:group])
-        seen = planes.at[..., 0].set(present * known)
+        seen = planes.at[..., 0].set(present * known[None])
         x = _first_layer(model, layout, group, seen)
         bias = model.first_bias[group][layout.places(group)] / 2.0**context.WEIGHT_BITS
         last = model.first[group][-1] / 2.0**context.WEIGHT_BITS
-        x = jax.nn.relu(x + jnp.asarray(bias, x.dtype) + rate * jnp.asarray(last, x.dtype))
+        told = jnp.asarray(bias, x.dtype) + rate * jnp.asarray(last, x.dtype)[None]
+        x = jax.nn.relu(x + told[None])
         weight, activation = 2.0**context.WEIGHT_BITS, 2.0**context.ACTIVATION_BITS
         x = x @ jnp.asarray(model.second / weight, x.dtype)
-        x = jax.nn.relu(x + jnp.asarray(model.second_bias / (weight * activation), x.dtype))
+        own = jnp.asarray(model.second_bias / (weight * activation), x.dtype)
+        x = jax.nn.relu(x + own[None, None])
         x = x @ jnp.asarray(model.third / weight, x.dtype)
         place = jnp.floor(x + float(model.third_bias) / (weight * activation))
         place = jnp.clip(place, 0, len(model.tables) - 1).astype(jnp.int32)
@@ -137,7 +139,7 @@ def _level_planes(
         planes.append(jnp.pad(present, ((back, 0), (0, 0)))[: len(present)])
     sizes = jnp.asarray(BAND_FRAMES * np.diff(BAND_EDGES), jnp.float32)
     means = [
-        jnp.floor(sum_bands(plane.T).T / sizes)
+        jnp.floor(sum_bands(plane.T).T / sizes[None])
         for plane in (looks, 64.0 * (magnitudes > 0).astype(jnp.float32))
     ]
     planes += means
