@@ -3,6 +3,7 @@
 It takes a thousand times as long as the codec's own, and shares nothing with it but the header.
 """
 
+import bisect
 import math
 import struct
 from fractions import Fraction
@@ -48,12 +49,15 @@ class PlainDecoder:
         return next(self._words, 0)
 
     def decode(self, weights):
-        """Gives the next symbol."""
+        """Gives the next symbol of a model of floating-point weights."""
+        return self.decode_interval(intervals(weights))
+
+    def decode_interval(self, ends):
+        """Gives the next symbol, whose intervals end at `ends`."""
         step = self._range >> 24
         quantile = (self._point - self._low) % _STATE // step
         assert quantile < 2**24
-        ends = intervals(weights)
-        symbol = next(i for i, end in enumerate(ends) if quantile < end)
+        symbol = bisect.bisect_right(ends, quantile)
         start = ends[symbol - 1] if symbol else 0
         self._low = (self._low + step * start) % _STATE
         self._range = step * (ends[symbol] - start)
@@ -71,8 +75,11 @@ class PlainEncoder:
         self._low, self._range = 0, _STATE - 1
 
     def encode(self, symbol, weights):
-        """Appends a symbol."""
-        ends = intervals(weights)
+        """Appends a symbol of a model of floating-point weights."""
+        self.encode_interval(symbol, intervals(weights))
+
+    def encode_interval(self, symbol, ends):
+        """Appends a symbol, whose intervals end at `ends`."""
         start = ends[symbol - 1] if symbol else 0
         step = self._range >> 24
         self._range = step * (ends[symbol] - start)

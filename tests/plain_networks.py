@@ -52,17 +52,24 @@ def _between(coarse, shape, halved_time):
 
 def pyramid_unet(db, kept, exists, settings, tensors):
     """Completes a window with the tensors and the settings of a file of weights."""
-    (a, c), depth = settings["cell"], len(settings["features"])
-    step = 2 ** (depth - 1)
     prior, scale = settings["prior"], settings["input_scale"]
-    shape = db.shape
-    pads = [(0, -shape[0] % (a * step)), (0, -shape[1] % (c * step))]
-    db, kept, exists = (np.pad(plane, pads) for plane in (db, kept, exists))
     kept = kept & exists
     x = np.where(kept, (db - prior) / scale, 0.0)
     y = _pyramid(x, kept, exists) if settings["start_from_fill"] else x
-    z = _cells_to_channels(_planes(x, y, kept, exists), a, c)
-    waves = [math.pi * k * (np.arange(len(z)) + 0.5) * a / 1024 for k in (1, 2, 3, 4)]
+    q = unet(_planes(x, y, kept, exists), exists, settings, tensors, 1024)[..., 0]
+    b = np.where(q > 0, settings["most_above"], settings["most_below"]) / scale
+    completed = prior + scale * (y + b * np.tanh(q / b))
+    return np.where(kept, db, completed)
+
+
+def unet(planes, exists, settings, tensors, n_bins):
+    """Turns planes [bins, frames, inputs] into others; the cosines span `n_bins`."""
+    (a, c), depth = settings["cell"], len(settings["features"])
+    step, shape = 2 ** (depth - 1), exists.shape
+    pads = [(0, -shape[0] % (a * step)), (0, -shape[1] % (c * step))]
+    planes, exists = np.pad(planes, [*pads, (0, 0)]), np.pad(exists, pads)
+    z = _cells_to_channels(planes, a, c)
+    waves = [math.pi * k * (np.arange(len(z)) + 0.5) * a / n_bins for k in (1, 2, 3, 4)]
     waves = np.broadcast_to(np.cos(waves).T[:, None], (*z.shape[:2], 4))
     masks = [np.any(_cells_to_channels(exists[..., None], a, c), -1, keepdims=True)]
     for _ in range(depth - 1):
@@ -87,10 +94,7 @@ def pyramid_unet(db, kept, exists, settings, tensors):
             z = z @ tensors[f"up.{i}.kernel"] + tensors[f"up.{i}.bias"]
             z = finer[i] + masks[i] * _channels_to_cells(z, 2, 2)
         z = block(z, f"up_blocks.{i}", masks[i])
-    q = _channels_to_cells(conv(_g(z), "output"), a, c)[..., 0]
-    b = np.where(q > 0, settings["most_above"], settings["most_below"]) / scale
-    completed = prior + scale * (y + b * np.tanh(q / b))
-    return np.where(kept, db, completed)[: shape[0], : shape[1]]
+    return _channels_to_cells(conv(_g(z), "output"), a, c)[: shape[0], : shape[1]]
 
 
 def _planes(x, y, kept, exists):

@@ -133,8 +133,8 @@ def test_first_words_of_the_keys():
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(#([^)]*)\)", TEXT))
 def test_links_lead_to_titles(link):
-    titles = re.findall(r"^## (.*)$", TEXT, re.MULTILINE)
-    assert link in {title.lower().replace(" ", "-") for title in titles}
+    titles = re.findall(r"^##+ (.*)$", TEXT, re.MULTILINE)
+    assert link in {title.lower().replace(":", "").replace(" ", "-") for title in titles}
 
 
 def places(array):
