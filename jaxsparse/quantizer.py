@@ -45,7 +45,7 @@ def active_level(coefficients: Coefficients) -> Float[Array, ""]:
     return jnp.sqrt(jnp.mean(power[power.shape[0] // 2 :]))
 
 
-def relative_step(rate: Num[Array, ""] | float) -> Float[Array, ""]:
+def relative_step(rate: Num[Array, ""] | float | int) -> Float[Array, ""]:
     """Returns the step of a rate over the active level: eighths of octaves from 1/16 on."""
     return 2.0 ** (jnp.asarray(rate, jnp.float32) / 8 - 4)
 

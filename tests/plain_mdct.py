@@ -98,12 +98,13 @@ def read(data):
     header = Header(rate, channels, n_samples, quality, data[16:24], name)
     assert 1_000 <= rate <= 768_000 and 1 <= channels <= 32 and n_samples >= 1
     assert n_samples * channels <= 2_147_483_136
-    assert header.n_frames * channels <= 16 * len(data)
+    assert header.n_frames * channels <= 36 * len(data)
     segments = []
     for number in range(channels * len(header.segment_frames)):
         n_words, step, rate, crc = struct.unpack("<HHBI", data[size : size + 9])
         words = data[size + 9 : size + 9 + 4 * n_words]
-        assert len(words) == 4 * n_words and rate <= 63
+        assert len(words) == 4 * n_words and rate <= 63 and step <= 16_384
+        assert words or step == rate == 0
         assert crc == zlib.crc32(struct.pack("<IHHB", number, n_words, step, rate) + words)
         segments.append(Segment(step, rate, words))
         size += 9 + len(words)
@@ -151,6 +152,8 @@ def decode_segment(segment, n_frames, weights):
     Returns:
         The values [256, frames] and the levels [10, rows of two frames].
     """
+    if not segment.words:
+        return np.zeros((256, n_frames), int), np.zeros((10, -(-n_frames // 2)), int)
     coder = _Coder(segment.words)
     magnitudes = _decode_magnitudes(
         coder, n_frames, segment.rate, _Model(weights.under("magnitudes"))
@@ -276,6 +279,8 @@ def _coefficients(place, segments, numbers, weights):
     """Gives the coefficients of the segment of that place in its channel."""
     settings, own = weights.settings, segments[place]
     n_frames = [values.shape[1] for values, _ in numbers]
+    if not own.words:
+        return np.zeros((256, n_frames[place]))
     start = sum(n_frames[:place])
     around = halo(settings) if len(segments) > 1 else 0
     frames = np.arange(start - around, start + n_frames[place] + around)
@@ -299,7 +304,7 @@ def _coefficients(place, segments, numbers, weights):
     seen, tensors = np.broadcast_to(exists, q.shape), weights.under("decoder")
     b, c = np.moveaxis(plain_networks.unet(planes, seen, settings, tensors, 256), -1, 0)
     d, reach = b + e * np.exp(np.clip(c, -8, 4)), settings["reach"]
-    x = 2.0 ** ((own.step - 32768) / 256) * (q + reach * np.tanh(d / reach))
+    x = 2.0 ** ((own.step - 8192) / 256) * (q + reach * np.tanh(d / reach))
     return x[:, around : around + n_frames[place]]
 
 

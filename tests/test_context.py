@@ -25,14 +25,11 @@ def every_table(name, segment):
 def test_models_hold_whole_numbers_small_enough_to_be_exact(name):
     model = MODELS[name]
     assert all((array == np.rint(array)).all() for array in model)
-    # Inputs are 64 at most, and what a layer passes on is bounded by what it can sum up to.
-    largest = 64 * np.abs(model.first).sum(1).max() + np.abs(model.first_bias).max()
-    assert largest < 2**53
-    passed = largest / 2 ** (context.WEIGHT_BITS - context.ACTIVATION_BITS)
-    largest = passed * np.abs(model.second).sum(0).max() + np.abs(model.second_bias).max()
-    assert largest < 2**53
-    largest = largest / 2**context.WEIGHT_BITS * np.abs(model.third).sum()
-    assert largest + np.abs(model.third_bias) < 2**53
+    check_model(name, model)
+    assert context._largest_sum(model) < 2**42
+    huge = model._replace(second=model.second * 2.0**30)
+    with pytest.raises(ValueError, match="too large to be exact"):
+        check_model(name, huge)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

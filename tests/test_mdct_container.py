@@ -24,7 +24,7 @@ from tests.mdct_files import encode, make_header, make_segment
 def small_file(**changes):
     header = make_header(**({"n_samples": 500} | changes))
     segment = make_segment(header.n_frames)
-    coded = CodedSegment(32_000, segment.rate, encode(segment))
+    coded = CodedSegment(8_000, segment.rate, encode(segment))
     return pack(header, [coded] * header.channels * header.n_segments)
 
 
@@ -36,7 +36,7 @@ def seal(data, size):
 def test_what_was_packed_comes_back():
     header = make_header(channels=2, quality=170, sample_rate=44_100, n_samples=1_000)
     segment = make_segment(header.n_frames)
-    coded = [CodedSegment(code, 24, encode(segment)) for code in (1, 65_535)]
+    coded = [CodedSegment(code, 24, encode(segment)) for code in (1, 16_384)]
     found, segments = unpack(pack(header, coded))
     assert found == header
     assert [(s.step, s.rate, bytes(s.data)) for s in segments] == [tuple(s) for s in coded]
@@ -64,7 +64,7 @@ def test_every_cut_is_found():
 def test_segments_that_changed_places_are_found():
     header = make_header(n_samples=500, channels=2)
     coded = [
-        CodedSegment(32_000, 24, encode(make_segment(header.n_frames, seed=seed)))
+        CodedSegment(8_000, 24, encode(make_segment(header.n_frames, seed=seed)))
         for seed in range(2)
     ]
     whole = pack(header, coded)
@@ -77,7 +77,7 @@ def test_segments_that_changed_places_are_found():
 
 def test_damage_is_concealed_where_it_is():
     header = make_header(n_samples=500, channels=3)
-    coded = [CodedSegment(32_000, 24, encode(make_segment(3, seed=seed))) for seed in range(3)]
+    coded = [CodedSegment(8_000, 24, encode(make_segment(3, seed=seed))) for seed in range(3)]
     data = bytearray(pack(header, coded))
     start = mdct_container.header_size(header)
     second = start + 9 + len(coded[0].data)
@@ -127,12 +127,22 @@ def test_a_sealed_header_that_promises_too_much_is_refused_at_once():
 
 def test_more_or_fewer_segments_are_refused():
     header = make_header(n_samples=500)
-    coded = CodedSegment(32_000, 24, encode(make_segment(3)))
+    coded = CodedSegment(8_000, 24, encode(make_segment(3)))
     for n in (0, 2):
         with pytest.raises(ValueError, match="segments instead of 1"):
             pack(header, [coded] * n)
     with pytest.raises(ValueError, match="bytes"):
         pack(header, [coded._replace(data=bytes(4 * 0x10000))])
+
+
+@pytest.mark.parametrize("spoil", [{"step": 16_385}, {"rate": 64}, {"data": b""}])
+def test_segments_out_of_limits_are_refused(spoil):
+    header = make_header(n_samples=500)
+    coded = CodedSegment(8_000, 24, encode(make_segment(3)))
+    with pytest.raises(ContainerError, match="segment 0 is damaged"):
+        unpack(pack(header, [coded._replace(**spoil)]))
+    silent = CodedSegment(0, 0, b"")
+    assert unpack(pack(header, [silent])).segments == [silent]
 
 
 def test_bits_add_up():
@@ -147,6 +157,6 @@ def test_bits_add_up():
 
 
 def test_steps_are_even_in_octaves():
-    assert step_size(32_768) == 1
-    assert step_size(32_768 + 256) == 2
-    assert step_size(0) == 2.0**-128
+    assert step_size(8_192) == 1
+    assert step_size(8_192 + 256) == 2
+    assert step_size(0) == 2.0**-32

@@ -129,7 +129,7 @@ def make_file(segments, octaves, codec=None):
     return mdct_container.pack(
         make_header(n_samples=HOP_LENGTH * (n_frames - 1) - 100, **changes),
         [
-            CodedSegment(32768 + 256 * power, segment.rate, encode(segment))
+            CodedSegment(8192 + 256 * power, segment.rate, encode(segment))
             for segment, power in zip(segments, octaves, strict=True)
         ],
     )

@@ -37,6 +37,8 @@ SUMS = ((1, 8, 3), (4, 16, 5), (8, 2, 4))
 PAST = 8
 # What a level looks like.
 LEVEL_LOOK = 5
+# Of a look, a sum of looks after its shift, or the rate.
+_LARGEST_INPUT = 8 * 64
 LEVEL_PAST = 3
 
 
@@ -297,8 +299,19 @@ def check_model(name: str, model: ContextModel) -> None:
     for part, array, shape in zip(model._fields, model, expected, strict=True):
         if array.shape != shape or 0 in shape:
             raise ValueError(f"{name}.{part} has the shape {array.shape}, not {shape}")
+    if not _largest_sum(model) < 2.0**53:
+        raise ValueError(f"{name} has weights too large to be exact")
     if (model.tables < 0).any() or (model.tables.sum(axis=1) != TOTAL - n_symbols).any():
         raise ValueError(f"{name}.tables are no tables of probabilities")
+
+
+def _largest_sum(model: ContextModel) -> float:
+    """Bounds all sums that choosing a table can meet."""
+    first = _LARGEST_INPUT * np.abs(model.first).sum(1).max() + np.abs(model.first_bias).max()
+    passed = first * 2.0 ** (ACTIVATION_BITS - WEIGHT_BITS)
+    second = passed * np.abs(model.second).sum(0).max() + np.abs(model.second_bias).max()
+    third = second * 2.0**-WEIGHT_BITS * np.abs(model.third).sum() + np.abs(model.third_bias)
+    return float(max(first, second, third))
 
 
 def save_models(path: Path, models: Mapping[str, ContextModel], about: Mapping[str, Any]) -> None:

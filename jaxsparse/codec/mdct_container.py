@@ -19,11 +19,10 @@ from jaxsparse.transforms.grid import HOP_LENGTH, N_RATES
 VERSION = 3
 FRAMES_PER_SEGMENT = 320
 """Frames that are coded together, 5.12 s; the last segment of a channel may be shorter."""
-MAX_STEP = 0xFFFF
-"""Steps are 2^((code - `STEP_ONE`) / `STEPS_PER_OCTAVE`)."""
-STEPS_PER_OCTAVE, STEP_ONE = 256, 1 << 15
-# A segment of silence takes two words for its 320 frames.
-MAX_FRAMES_PER_BYTE = 16
+STEPS_PER_OCTAVE, STEP_ONE, MAX_STEP = 256, 8_192, 16_384
+"""Steps are 2^((code - `STEP_ONE`) / `STEPS_PER_OCTAVE`), within 32 octaves of 1."""
+# A segment of silence takes 9 bytes for its 320 frames.
+MAX_FRAMES_PER_BYTE = 36
 QUALITY_STEPS = 50
 """Of the estimated quality, per point of MOS."""
 
@@ -103,7 +102,7 @@ class CodedSegment(NamedTuple):
     Attributes:
         step: Code of the step, see `step_size`.
         rate: Of the step over the active level.
-        data: What `encode_segment` wrote.
+        data: What `encode_segment` wrote; empty for silence, whose step and rate are 0.
     """
 
     step: int
@@ -176,7 +175,7 @@ def unpack(data: bytes, *, conceal: bool = False) -> MDCTContainer:
     """
     header, offset = _unpack_header(data)
     n_frames = header.channels * header.n_frames
-    if n_frames > MAX_FRAMES_PER_BYTE * len(data) and not conceal:
+    if n_frames > MAX_FRAMES_PER_BYTE * len(data):
         raise ContainerError(f"{len(data)} bytes can't hold {n_frames} frames")
     segments: list[CodedSegment | None] = []
     view = memoryview(data)
@@ -199,10 +198,13 @@ def _unpack_segment(data: memoryview, number: int, offset: int) -> tuple[CodedSe
         raise ContainerError(f"the file ends before segment {number}")
     n_words, step, rate, crc = _SEGMENT.unpack_from(data, offset)
     offset += _SEGMENT.size
+    # What can't be is found without its checksum, so that a search for a segment takes little.
+    if rate >= N_RATES or step > MAX_STEP or (not n_words and (step or rate)):
+        raise ContainerError(f"segment {number} is damaged")
     if 4 * n_words > len(data) - offset:
         raise ContainerError(f"the file ends in segment {number}")
     segment = CodedSegment(step, rate, data[offset : offset + 4 * n_words])
-    if crc != _segment_crc(number, n_words, segment) or rate >= N_RATES:
+    if crc != _segment_crc(number, n_words, segment):
         raise ContainerError(f"segment {number} is damaged")
     return segment, offset + 4 * n_words
 

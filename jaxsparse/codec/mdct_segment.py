@@ -67,8 +67,19 @@ class Cost(NamedTuple):
         return float(sum(self))
 
 
+def is_silent(segment: QuantizedSegment) -> bool:
+    """Whether nothing of a segment is heard: it is coded as no bytes."""
+    return not (segment.values.any() or segment.levels.any())
+
+
 def encode_segment(segment: QuantizedSegment, models: Models) -> bytes:
-    """Codes a segment."""
+    """Codes a segment.
+
+    Raises:
+        ContainerError: If a magnitude is too large.
+    """
+    if is_silent(segment):
+        return b""
     coder = Encoder()
     magnitudes = np.abs(segment.values.T)
     symbols = np.minimum(magnitudes, N_MAGNITUDES - 1)
@@ -89,6 +100,8 @@ def decode_segment(
     Raises:
         ContainerError: If an encoder did not write that.
     """
+    if not len(data):
+        return silence(n_frames)
     coder = Decoder(data, "coefficients")
     magnitudes = _decode_magnitudes(coder, n_frames, rate, models["magnitudes"])
     levels = _decode_levels(coder, magnitudes, rate, models["levels"])
@@ -96,11 +109,22 @@ def decode_segment(
     values = magnitudes.copy()
     _code_signs(coder, values)
     coder.finish()
-    return QuantizedSegment(values.T, levels.T, rate)
+    segment = QuantizedSegment(values.T, levels.T, rate)
+    if is_silent(segment):
+        raise ContainerError("silence is not as an encoder writes it")
+    return segment
+
+
+def silence(n_frames: int) -> QuantizedSegment:
+    """Returns a segment in which nothing is heard."""
+    levels = np.zeros((N_BANDS, -(-n_frames // BAND_FRAMES)), np.int64)
+    return QuantizedSegment(np.zeros((MAGNITUDES.n_columns, n_frames), np.int64), levels, 0)
 
 
 def cost(segment: QuantizedSegment, models: Models) -> Cost:
     """Counts the bits that a segment takes, without coding it."""
+    if is_silent(segment):
+        return Cost(0.0, 0.0, 0, 0)
     magnitudes = np.abs(segment.values.T)
     symbols = np.minimum(magnitudes, N_MAGNITUDES - 1)
     bits = {name: model.bits for name, model in models.items()}

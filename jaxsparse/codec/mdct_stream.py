@@ -21,6 +21,7 @@ from jaxsparse.codec import mdct_container, rdo
 from jaxsparse.codec.header import CODED_RATE, check_clip
 from jaxsparse.codec.mdct_container import (
     FRAMES_PER_SEGMENT,
+    MAX_STEP,
     STEP_ONE,
     STEPS_PER_OCTAVE,
     CodedSegment,
@@ -171,10 +172,8 @@ class _Channel(NamedTuple):
 
     def step(self, index: int, rate: float) -> int:
         """Returns the code of a segment's step."""
-        level = self.levels[index]
-        if not level:
-            return STEP_ONE
-        return STEP_ONE + round(STEPS_PER_OCTAVE * (math.log2(level) + rate / 8 - 4))
+        octaves = math.log2(max(self.levels[index], 2.0**-99)) + rate / 8 - 4
+        return min(max(STEP_ONE + round(STEPS_PER_OCTAVE * octaves), 0), MAX_STEP)
 
 
 @jax.jit
@@ -277,6 +276,8 @@ def _code(
         _whole_rate(rate),
     )
     data = encode_segment(whole, codec.models)
+    if not data:
+        return CodedSegment(0, 0, data)
     return CodedSegment(channel.step(index, rate), whole.rate, data)
 
 
@@ -449,8 +450,6 @@ def decompress(
         signal = np.zeros(span.coded_stop - span.coded_start, np.float32)
         windows = _windows(codec, header, own, span.segments, conceal)
         for number, (position, chunk) in enumerate(windows, 1):
-            if not np.isfinite(chunk).all():
-                raise ContainerError("the file holds levels that no audio has")
             _add(signal, position - span.coded_start, chunk)
             if progress is not None:
                 progress(channel * len(span.segments) + number, total)
@@ -536,14 +535,18 @@ def _windows(
             for i in around
         }
         own = segments[index]
-        step = step_size(own.step) if own is not None else 0.0
+        position = (index * FRAMES_PER_SEGMENT - 1) * HOP_LENGTH
+        if own is None or decoded[index] is None or not len(own.data):
+            yield position, np.zeros((geometry.size + 1) * HOP_LENGTH, np.float32)
+            continue
         coded = _join(geometry, index, decoded, segments)
         valid = np.broadcast_to(geometry.valid(index), (HOP_LENGTH, geometry.window))
-        rate = np.float32(own.rate if own is not None else 0)
+        rate = np.float32(own.rate)
         first = np.int32(geometry.first(index))
         with jax.default_matmul_precision("highest"):
-            chunk = decode(codec.params, coded, rate, valid, first, np.float32(step))
-        yield (index * FRAMES_PER_SEGMENT - 1) * HOP_LENGTH, np.asarray(chunk)
+            step = np.float32(step_size(own.step))
+            chunk = decode(codec.params, coded, rate, valid, first, step)
+        yield position, np.asarray(chunk)
 
 
 def _decode(
@@ -579,7 +582,7 @@ def _join(
     own = segments[index]
     for i, numbers in decoded.items():
         other = segments[i]
-        if numbers is None or own is None or other is None:
+        if numbers is None or own is None or other is None or not len(other.data):
             continue
         # At other steps, in units of this one's.
         octaves = (other.step - own.step) / STEPS_PER_OCTAVE
