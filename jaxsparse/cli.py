@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it, so that help and refusals c
 """
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -38,15 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, 2 where something was refused, 1 where nobody reads the output any
-        more, 130 after Ctrl-C.
+        The exit status: 0, 2 where something was refused or one of several files failed, 1 where
+        nobody reads the output any more, 130 after Ctrl-C.
 
     Raises:
         SystemExit: After ``--help`` and ``--version``, and for arguments that can't be parsed.
     """
     arguments = _parser().parse_args(argv)
     try:
-        arguments.command(arguments)
+        return arguments.command(arguments) or 0
     except (_RefusedError, MissingExtraError) as error:
         print(f"jaxsparse: {one_line(str(error))}", file=sys.stderr)
         return REFUSED
@@ -54,11 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 1
-    return 0
 
 
-def _compress(arguments: argparse.Namespace) -> None:
-    output = arguments.output or _renamed(arguments.input, ".jsac")
+def _compress(arguments: argparse.Namespace) -> int | None:
+    if arguments.out is not None:
+        return _compress_files(arguments)
+    output = _one_output(arguments, ".jsac")
     _check_input(arguments.input)
     _check_output(output, arguments.force, source=arguments.input)
     with _blaming(arguments.input), _opened(arguments.input) as file:
@@ -80,6 +82,18 @@ def _compress(arguments: argparse.Namespace) -> None:
     description = stream.describe(data)
     say = _report if _place(output) == _place(_STDOUT) else _say
     say(json.dumps(description, indent=2) if arguments.json else _summary(description))
+    return None
+
+
+def _compress_files(arguments: argparse.Namespace) -> int:
+    from jaxsparse import batch
+
+    jobs = _jobs(arguments, batch.JSAC)
+    with _blaming():
+        _load_codec_modules()
+        settings = _settings(arguments)
+        work = batch.compression(settings, **_networks(settings))
+    return _code_files(arguments, jobs, work, "compressing")
 
 
 def _settings(arguments: argparse.Namespace) -> Any:
@@ -134,8 +148,12 @@ def _networks(settings: Any) -> dict[str, Any]:
     return {"decoder": _decoder(decoder)}
 
 
-def _decompress(arguments: argparse.Namespace) -> None:
-    output = arguments.output or _renamed(arguments.input, ".wav")
+def _decompress(arguments: argparse.Namespace) -> int | None:
+    if arguments.out is not None:
+        return _decompress_files(arguments)
+    if arguments.json:
+        raise _RefusedError("--json belongs to --out DIR")
+    output = _one_output(arguments, ".wav")
     _check_input(arguments.input)
     _check_output(output, arguments.force, source=arguments.input)
     with _blaming(arguments.input):
@@ -153,7 +171,7 @@ def _decompress(arguments: argparse.Namespace) -> None:
 
         use_cache()
 
-        networks = {}
+        networks: dict[str, Any] = {}
         if mdct and arguments.codec is not None:
             from jaxsparse.codec import load_codec
 
@@ -172,6 +190,84 @@ def _decompress(arguments: argparse.Namespace) -> None:
             )
     with _blaming(output):
         audio.write_wav(_place(output), samples, sample_rate)
+    return None
+
+
+def _decompress_files(arguments: argparse.Namespace) -> int:
+    from jaxsparse import batch
+
+    jobs = _jobs(arguments, batch.WAV)
+    _load_codec_modules()
+    networks: dict[str, Any] = {}
+    with _refusing():
+        if arguments.codec is not None:
+            from jaxsparse.codec import load_codec
+
+            networks["codec"] = load_codec(arguments.codec)
+        if arguments.decoder is not None:
+            networks["decoder"] = _decoder(arguments.decoder)
+    work = batch.decompression(
+        start=arguments.start,
+        duration=arguments.duration,
+        conceal=arguments.conceal,
+        **networks,
+    )
+    return _code_files(arguments, jobs, work, "decompressing")
+
+
+def _load_codec_modules() -> None:
+    """Imports what codes, in the main thread, and keeps what it compiles."""
+    with _importing():
+        importlib.import_module("jaxsparse.codec.stream")
+        from jaxsparse.compilation import use_cache
+
+    use_cache()
+
+
+def _one_output(arguments: argparse.Namespace, suffix: str) -> Path:
+    """Returns where the one input goes; several, and folders, are refused."""
+    place = _place(arguments.input)
+    if isinstance(place, Path) and os.path.isdir(place):
+        raise _RefusedError(f"{place}: is a directory; --out DIR says where its files go")
+    if len(arguments.more) > 1:
+        raise _RefusedError(
+            "several inputs need --out DIR, the folder that they go to (see --help)"
+        )
+    return _output(arguments.more[0]) if arguments.more else _renamed(arguments.input, suffix)
+
+
+def _jobs(arguments: argparse.Namespace, suffix: str) -> list[Any]:
+    """Plans what goes where in the folder ``--out``."""
+    from jaxsparse import batch
+
+    inputs = [arguments.input, *map(_input, arguments.more)]
+    if _STDIN in inputs:
+        raise _RefusedError("standard input has no name, so --out DIR can't tell its file's")
+    _check_folder(arguments.out)
+    with _refusing():
+        return batch.plan(inputs, arguments.out, suffix)
+
+
+def _code_files(
+    arguments: argparse.Namespace, jobs: Sequence[Any], work: Any, description: str
+) -> int:
+    """Makes all files, and tells what became of them."""
+    from tqdm import tqdm
+
+    from jaxsparse import batch
+
+    bar = tqdm(desc=description, total=len(jobs), unit="file", disable=None, leave=False)
+
+    def tell(outcome: Any) -> None:
+        if isinstance(outcome, batch.Failure):
+            line = one_line(f"{outcome.path}: {outcome.reason}")
+            tqdm.write(f"jaxsparse: {line}", file=sys.stderr)
+        bar.update()
+
+    with _refusing(), bar:
+        summary = batch.code_files(jobs, work, force=arguments.force, on_outcome=tell).as_dict()
+    _say(json.dumps(summary, indent=2) if arguments.json else _totals(summary))
+    return REFUSED if summary["failed"] else 0
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -309,6 +405,18 @@ def _same_file(left: os.stat_result, right: os.stat_result) -> bool:
     return os.path.samestat(left, right) and not stat.S_ISSOCK(left.st_mode)
 
 
+def _check_folder(path: Path) -> None:
+    """Refuses a folder that couldn't be made or written to; it is made with its first file."""
+    with _blaming(path):
+        status = _status(path)
+    if status is not None and not stat.S_ISDIR(status.st_mode):
+        raise _RefusedError(f"{path}: is not a directory")
+    target = Path(os.path.realpath(path))
+    existing = next(parent for parent in (target, *target.parents) if parent.is_dir())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _RefusedError(f"{path}: no permission to write in {existing}")
+
+
 def _check_directory(path: Path, force: bool) -> None:
     """Refuses a directory that the demo couldn't or mustn't fill."""
     with _blaming(path):
@@ -418,6 +526,7 @@ examples:
   jaxsparse compress speech.wav speech.jsac
   jaxsparse info speech.jsac
   jaxsparse decompress speech.jsac decoded.wav
+  jaxsparse compress recordings --out coded          whole folders
   cat speech.wav | jaxsparse compress - - | jaxsparse decompress - - > decoded.wav
 """
 
@@ -425,6 +534,13 @@ _OR_STDIN, _OR_STDOUT = ", or - for standard input", ", or - for standard output
 
 _STFT_FLAGS = ("mask", "phases", "phase-bits", "value-step", "seed", "decoder")
 _MDCT_FLAGS = ("kbps", "pesq", "effort", "bandwidth", "codec")
+
+_FOLDERS = """\
+With --out DIR there may be any number of inputs, and folders among them: each {kind} below a
+folder goes to the same place below DIR, with the ending {suffix}. A file that is there and whole
+stays as it is, whatever options it was made with, so that the same command goes on where it was
+stopped; --force makes all again. What is wrong with a file is said in a line, and the others go on:
+the exit status is 2 then. A line at the end, or --json, tells what became of all."""
 
 _COMPRESS = """\
 Store a clip as a few coefficients of its MDCT; a network makes the rest up.
@@ -437,7 +553,21 @@ length and number of channels. It is coded at 16 kHz, each channel on its own: w
 8 kHz is lost. The networks are trained on speech.
 
 What comes from a pipe is read whole, at most 4 GiB of it. Where the file goes to standard output,
-what is said of it goes to standard error."""
+what is said of it goes to standard error.
+
+""" + _FOLDERS.format(kind="audio file", suffix=".jsac")
+
+_DECOMPRESS = """\
+Make a 16-bit WAV file of a .jsac file, of the original sample rate, channels and length.
+
+""" + _FOLDERS.format(kind=".jsac file", suffix=".wav")
+
+_DECOMPRESS_EXAMPLES = """\
+examples:
+  jaxsparse decompress speech.jsac                   to speech.wav
+  jaxsparse decompress lecture.jsac part.wav --start 600 --duration 30
+  jaxsparse decompress coded --out decoded           every .jsac file below coded
+"""
 
 _COMPRESS_EXAMPLES = """\
 examples:
@@ -445,6 +575,8 @@ examples:
   jaxsparse compress speech.wav small.jsac --kbps 3.2 --effort 3
   jaxsparse compress speech.wav good.jsac --pesq 3.8
   jaxsparse compress speech.wav thesis.jsac --grid stft --mask random --sparsity 0.8
+  jaxsparse compress recordings --out coded          every audio file below recordings
+  jaxsparse compress a.wav b.flac --out coded --kbps 6
   ffmpeg -i film.mkv -f wav - | jaxsparse compress - - | ssh host 'cat > film.jsac'
 """
 
@@ -477,7 +609,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], None], summary: str, **texts: str
+        name: str, run: Callable[[argparse.Namespace], int | None], summary: str, **texts: str
     ) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
@@ -575,12 +707,14 @@ def _parser() -> argparse.ArgumentParser:
         "(nearest, linear, clough-tocher), or the .safetensors file of one's own network, which "
         "decompress needs too (default: the network for the mask and the sparsity)",
     )
-    _add_json(compress)
+    _add_json(compress, "print what info prints, or with --out what became of all, as JSON")
 
     decompress = command(
         "decompress",
         _decompress,
         ".jsac to 16-bit WAV, of the original sample rate, channels and length",
+        description=_DECOMPRESS,
+        epilog=_DECOMPRESS_EXAMPLES,
     )
     _add_files(decompress, ".jsac file to read", "WAV file to write", "OUT.wav")
     decompress.add_argument(
@@ -612,12 +746,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="let a damaged part of an MDCT file be silence instead of an error",
     )
+    _add_json(decompress, "with --out, print what became of all as JSON")
 
     info = command("info", _info, "what is in a .jsac file, and where its bits go; decodes nothing")
     info.add_argument(
         "input", type=_input, metavar="FILE.jsac", help=".jsac file to read" + _OR_STDIN
     )
-    _add_json(info)
+    _add_json(info, "print it as JSON")
 
     demo = command(
         "demo",
@@ -650,14 +785,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_files(parser: argparse.ArgumentParser, source: str, target: str, metavar: str) -> None:
-    suffix = "IN.jsac" if metavar == "OUT.wav" else "IN"
-    parser.add_argument("input", type=_input, metavar=suffix, help=source + _OR_STDIN)
+    name = "IN.jsac" if metavar == "OUT.wav" else "IN"
+    parser.usage = (
+        f"{parser.prog} [options] {name} [{metavar}]\n"
+        f"       {parser.prog} [options] {name} [{name} ...] --out DIR"
+    )
     parser.add_argument(
-        "output",
-        type=_output,
-        nargs="?",
+        "input", type=_input, metavar=name, help=f"{source}{_OR_STDIN}; with --out, or a folder"
+    )
+    parser.add_argument(
+        "more",
+        nargs="*",
+        default=[],
         metavar=metavar,
-        help=f"{target}{_OR_STDOUT} (default: the input's name with another ending)",
+        help=f"{target}{_OR_STDOUT} (default: the input's name with another ending); with --out, "
+        "more inputs",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write to, made where it is missing"
     )
     _add_force(parser)
 
@@ -666,8 +811,8 @@ def _add_force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
 
 
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print what info prints, as JSON")
+def _add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=what)
 
 
 def _input(text: str) -> Path:
@@ -687,6 +832,27 @@ def _sparsity(text: str) -> str:
     except InvalidOperation:
         pass
     raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1, as 0.95 is")
+
+
+def _totals(summary: Mapping[str, Any]) -> str:
+    """Tells in a line what became of several files."""
+    counts = ", ".join(
+        f"{summary[name]:,} {words}"
+        for name, words in (
+            ("done", "done"),
+            ("already_there", "already there"),
+            ("failed", "failed"),
+        )
+    )
+    line = f"{_count(summary['files'], 'file')}: {counts}"
+    if not summary["done"]:
+        return line
+    rate = summary["kbit_per_s"]
+    return (
+        f"{line}; {summary['seconds']:.2f} s of audio, {summary['bytes_in']:,} bytes to "
+        f"{summary['bytes_out']:,}{'' if rate is None else f', {rate:.1f} kbit/s'}, "
+        f"{summary['times_real_time']:.1f} times real time"
+    )
 
 
 def _summary(description: Mapping[str, Any]) -> str:

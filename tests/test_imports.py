@@ -39,6 +39,7 @@ LAYERS = (
     {"codec.rdo"},
     {"codec.stft_stream", "codec.mdct_stream"},
     {"codec.stream"},
+    {"batch"},
     {"plots"},
     {"demo_page"},
     {"demo"},
@@ -58,7 +59,7 @@ ASIDE = {
     "checkpoint": {"errors", "types"},
 }
 # Modules in the layers that use one that stands beside them.
-USERS = {"search": {"objectives"}}
+USERS = {"search": {"objectives"}, "data": {"batch"}}
 # Packages that belong to one place, and the modules that are this place.
 OWNERS = {
     "librosa": {"metrics", "plots"},

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -37,19 +38,47 @@ def find_audio(root: str | os.PathLike[str]) -> list[Path]:
       PermissionError: it, or a directory below it, can't be read.
       AudioError: there is no audio file below it.
     """
+    found = find_files(root, EXTENSIONS)
+    if not found:
+        raise AudioError(f"{root}: no audio files below this directory")
+    return found
+
+
+def find_files(
+    root: str | os.PathLike[str],
+    extensions: Collection[str],
+    *,
+    without: str | os.PathLike[str] | None = None,
+) -> list[Path]:
+    """Lists the files of some extensions below a directory, as `find_audio` does those of audio.
+
+    Args:
+      root: a directory; links to directories inside it aren't followed.
+      extensions: in small letters, with the dot.
+      without: a directory below ``root`` that isn't looked into.
+
+    Raises:
+      FileNotFoundError: there is no such directory.
+      NotADirectoryError: it is a file.
+      PermissionError: it, or a directory below it, can't be read.
+    """
     root = Path(root)
     if not root.exists():
         raise FileNotFoundError(2, os.strerror(2), os.fspath(root))
     if not root.is_dir():
         raise NotADirectoryError(20, os.strerror(20), os.fspath(root))
+    left_out = None if without is None else os.path.realpath(without)
     found = []
     for directory, subdirectories, names in os.walk(root, onerror=_raise):
-        subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
+        subdirectories[:] = [
+            name
+            for name in subdirectories
+            if not name.startswith(".")
+            and os.path.realpath(os.path.join(directory, name)) != left_out
+        ]
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions:
                 found.append(Path(directory, name))
-    if not found:
-        raise AudioError(f"{root}: no audio files below this directory")
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
