@@ -358,7 +358,7 @@ def test_json_beside_a_file_on_standard_output(wav, compressed, capsys):
     data = through_pipes(["compress", str(wav), "-", "--json"], b"")
     assert data == compressed.read_bytes()
     out, err = capsys.readouterr()
-    assert out == "" and json.loads(err) == container.describe(data)
+    assert out == "" and json.loads(err) == codec.describe(data)
 
 
 def test_pipes_that_have_a_path(wav, compressed, decompressed, tmp_path, capsys):
@@ -396,7 +396,7 @@ def test_a_file_that_is_named_as_a_dash(compressed, tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "-").write_bytes(compressed.read_bytes())
     assert main(["info", "./-", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == container.describe(compressed.read_bytes())
+    assert json.loads(capsys.readouterr().out) == codec.describe(compressed.read_bytes())
 
 
 def test_standard_streams_that_are_refused(wav, compressed, tmp_path, capsys, no_codec):

@@ -309,7 +309,7 @@ def test_a_search_through_an_interpolation(clips, tmp_path):
 
 def test_the_codec_takes_a_network_of_ones_own_by_its_path(unet, clips, tmp_path, capsys):
     source, file, back = clips / "0.wav", tmp_path / "a.jsac", tmp_path / "a.wav"
-    options = ["--network", str(unet), "--mask", "contrast"]
+    options = ["--grid", "stft", "--network", str(unet), "--mask", "contrast"]
     assert cli.main(["compress", str(source), str(file), *options]) == 0
     assert cli.main(["decompress", str(file), str(back)]) == 2
     assert "'network' is not installed: give its .safetensors file" in capsys.readouterr().err
@@ -331,9 +331,10 @@ def test_the_command_line_names_the_file_of_a_decoder_that_is_at_fault(clips, tm
     damaged.with_suffix(".json").write_text('{"sha256": ""}')
     file = tmp_path / "a.jsac"
     source = str(clips / "0.wav")
-    assert cli.main(["compress", source, str(file), "--decoder", "nearest"]) == 0
+    thesis = ["compress", "--grid", "stft", source]
+    assert cli.main([*thesis, str(file), "--decoder", "nearest"]) == 0
     for path in (missing, folder, damaged):
-        for argv in (["compress", source], ["decompress", str(file)]):
+        for argv in (thesis, ["decompress", str(file)]):
             out = str(tmp_path / "out")
             assert cli.main([*argv, out, "--decoder", str(path)]) == 2
             (line,) = capsys.readouterr().err.splitlines()[-1:]
@@ -344,7 +345,7 @@ def test_the_command_line_names_the_file_of_a_decoder_that_is_at_fault(clips, tm
 @pytest.mark.parametrize("mask", ["random", "mixed", "contrast-70"])
 def test_a_file_that_decodes_by_interpolation(clips, tmp_path, mask):
     file, back = tmp_path / "a.jsac", tmp_path / "a.wav"
-    options = ["--decoder", "linear", "--mask", mask, "--sparsity", "0.8"]
+    options = ["--grid", "stft", "--decoder", "linear", "--mask", mask, "--sparsity", "0.8"]
     assert cli.main(["compress", str(clips / "0.wav"), str(file), *options]) == 0
     assert cli.main(["decompress", str(file), str(back)]) == 0
     decoded, _ = soundfile.read(back)
@@ -355,7 +356,10 @@ def test_a_file_that_decodes_by_interpolation(clips, tmp_path, mask):
 
 def test_interpolations_are_told_by_their_names(clips):
     samples, rate = soundfile.read(clips / "0.wav", dtype="float32", always_2d=True)
-    data = codec.compress(samples, rate, decoder=load_decoder("nearest"))
+    nearest = load_decoder("nearest")
+    data = codec.compress(samples, rate, codec.STFTSettings(), decoder=nearest)
+    with pytest.raises(JaxsparseError, match="the MDCT grid takes no such network"):
+        codec.compress(samples, rate, decoder=nearest)
     with pytest.raises(JaxsparseError, match="needs the decoder nearest, not linear"):
         codec.decompress(data, decoder=load_decoder("linear"))
     decoded, _ = codec.decompress(data)

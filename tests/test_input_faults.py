@@ -239,6 +239,7 @@ OUTPUTS = {
     "link to the input": ("is the input itself", "is the input itself", "is not a directory"),
 }
 WRITING = ("compress", "decompress", "demo")
+THESIS = ("--grid", "stft", "--mask", "mixed")
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -262,9 +263,9 @@ def test_refused_outputs(command, name, folder, compressed, capsys):
 
 @pytest.fixture
 def full_disk():
-    """No file of this process grows beyond 2 kB."""
+    """No file of this process grows beyond 200 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -353,7 +354,7 @@ def usual_correlation(tmp_path_factory):
     """How much of the usual input, 16 kHz mono, comes back where the loudest bins are kept."""
     folder = tmp_path_factory.mktemp("usual")
     path = write(folder / "in.wav", voice())
-    assert main(["compress", str(path), str(folder / "in.jsac"), "--mask", "mixed"]) == 0
+    assert main(["compress", str(path), str(folder / "in.jsac"), *THESIS]) == 0
     assert main(["decompress", str(folder / "in.jsac"), str(folder / "out.wav")]) == 0
     usual = correlation(read_audio(folder / "out.wav")[0][:, 0], voice()[:, 0])
     assert usual > 0.99
@@ -364,7 +365,7 @@ def usual_correlation(tmp_path_factory):
 def test_odd_rates_and_channels(kind, folder, capsys, usual_correlation):
     sample_rate, channels = ODD_AUDIO[kind]
     samples = voice(0.5, sample_rate, channels)
-    decoded = round_trip(folder, samples, sample_rate, capsys, "--mask", "mixed")
+    decoded = round_trip(folder, samples, sample_rate, capsys, *THESIS)
     for i in range(channels):
         of_channels = [correlation(decoded[:, i], samples[:, j]) for j in range(channels)]
         # The first channel is the usual input; the higher the pitch of a channel, the more bins

@@ -48,8 +48,9 @@ def test_draws_lie_between_neighbours_and_harden():
         keys = jax.random.split(jax.random.key(0), 64)
         drawn = jax.vmap(lambda key, t=temperature: rdo.draw(key, relaxed, t))(keys)
         lower = np.floor(relaxed)
-        assert (drawn >= lower).all() and (drawn <= lower + 1).all()
-        soft = np.mean((drawn - lower > 0.05) & (drawn - lower < 0.95))
+        assert (drawn >= lower[None]).all() and (drawn <= lower[None] + 1).all()
+        share = np.asarray(drawn) - lower[None]
+        soft = np.mean((share > 0.05) & (share < 0.95))
         assert soft > spread if spread else soft < 0.02
     nearest = np.abs(np.asarray(drawn).mean(axis=0) - np.asarray(relaxed)) < 0.6
     assert nearest.mean() > 0.95
@@ -62,11 +63,11 @@ def test_draws_have_a_gradient():
     assert (gradient > 0).all()
 
 
-def problem(n_samples=24_000, rate=36.0):
-    signal = jnp.pad(speech(n_samples), (0, 32_256 - n_samples))
-    coefficients = mdct(signal)[:, :128]
+def problem(n_samples=7_500, rate=36.0):
+    signal = jnp.pad(speech(n_samples), (0, 31 * HOP_LENGTH - n_samples))
+    coefficients = mdct(signal)
     n_frames = -(-n_samples // HOP_LENGTH) + 1
-    valid = jnp.broadcast_to(jnp.arange(128)[None] < n_frames, coefficients.shape)
+    valid = jnp.broadcast_to(jnp.arange(32)[None] < n_frames, coefficients.shape)
     power = np.sort(np.mean(np.square(coefficients[:, :n_frames]), axis=0))
     step = np.sqrt(power[len(power) // 2 :].mean()) * 2 ** (rate / 8 - 4)
     return rdo.Problem(
@@ -89,29 +90,29 @@ def heard(found, segment):
 
 def test_a_search_sounds_better_for_its_bits():
     segment = problem()
-    start = rdo._compiled(CODEC)[0](segment, 1.0).best
-    target = float(start.bits)
+    start = rdo._compiled(CODEC)[0](segment)[0].best
+    target = rdo.GROWTH * float(start.bits)
     found = rdo.optimise(CODEC, segment, 40, target)
     distortion, bits = heard(found, segment)
-    assert distortion < 0.9 * float(start.distortion)
+    assert distortion < 0.97 * float(start.distortion)
     assert bits <= 1.02 * target
     assert not np.asarray(found.values)[:, ~np.asarray(segment.valid[0])].any()
 
 
 def test_a_search_is_the_same_again_and_compiles_once():
     segment = problem()
-    first = rdo.optimise(CODEC, segment, 20, 3_000.0)
-    _, advance = rdo._compiled(CODEC)
-    before = advance._cache_size()
-    again = rdo.optimise(CODEC, segment, 20, 3_000.0)
-    rdo.optimise(CODEC, problem(rate=30.0), 30, 5_000.0)
-    assert advance._cache_size() == before
+    first = rdo.optimise(CODEC, segment, 10, 1_000.0)
+    compiled = rdo._compiled(CODEC)
+    before = [each._cache_size() for each in compiled]
+    again = rdo.optimise(CODEC, segment, 10, 1_000.0)
+    rdo.optimise(CODEC, problem(rate=30.0), 20, 2_000.0)
+    assert [each._cache_size() for each in compiled] == before == [1, 1, 1]
     assert (first.values == again.values).all() and (first.levels == again.levels).all()
 
 
 def test_nothing_is_coded_above_the_bandwidth():
     segment = problem()._replace(coded=jnp.arange(HOP_LENGTH)[:, None] < 100)
-    found = rdo.optimise(CODEC, segment, 10, 2_000.0)
+    found = rdo.optimise(CODEC, segment, 10, 700.0)
     assert not np.asarray(found.values)[100:].any() and not np.asarray(found.levels)[7:].any()
 
 

@@ -48,7 +48,7 @@ from jaxsparse.transforms.mdct import MDCTConfig, imdct, mdct
 Progress: TypeAlias = Callable[[int, int], None]
 
 DEFAULT_KBPS = 8.0
-KBPS = (1.0, 64.0)
+KBPS = (2.0, 64.0)
 """Rates that may be asked for."""
 CONFIG = MDCTConfig(HOP_LENGTH)
 # Frames of the arrays that clips of one short segment are coded in.
@@ -59,6 +59,8 @@ _QUIETEST = 0.1
 _RATE_TOLERANCE, _MAX_TRIALS = 0.005, 8
 # Of a long file so many segments decide on the step.
 _MAX_SAMPLED = 24
+# Seconds of a channel: shorter clips get as many bits, which hardly count.
+_SHORTEST = 0.25
 # Where the search for a step begins, and octaves of bits for one of steps.
 _FIRST_RATE, _SLOPE = 28.0, -0.85
 
@@ -70,7 +72,8 @@ class MDCTSettings:
     One of `kbps`, `pesq` and `sparsity` decides how fine the step is; 8 kbit/s by default.
 
     Attributes:
-        kbps: Bits of the file over the clip's length, in thousands.
+        kbps: Bits of the file over the length of the clip, in thousands; a clip counts as a quarter of
+            a second for each channel at least.
         pesq: PESQ in wide band that the decoded sound should have, by the surrogate's estimate.
         sparsity: Share of coefficients that are not kept, between 0 and 1.
         effort: How long to search for better values, 0 (not at all) to 3.
@@ -268,7 +271,8 @@ def _code(
             valid=problem.valid[:, own],
             first_frame=problem.first_frame + geometry.context,
         )
-        coded = rdo.optimise(codec, alone, rdo.UPDATES[effort], float(n_bits), report)
+        target = rdo.GROWTH * float(n_bits)
+        coded = rdo.optimise(codec, alone, rdo.UPDATES[effort], target, report)
     n_frames = geometry.own(index)
     whole = QuantizedSegment(
         np.asarray(coded.values, np.int64)[:, :n_frames],
@@ -350,10 +354,13 @@ def _choose_rate(
 
         return _bisect(lambda rate: zeros(rate) > share, 9)
     kbps = DEFAULT_KBPS if settings.kbps is None else settings.kbps
-    budget = 1000 * kbps * header.n_samples / header.sample_rate
+    seconds = max(header.n_samples / header.sample_rate, _SHORTEST * header.channels)
+    budget = 1000 * kbps * seconds
     # Words of 32 bits are filled by half on average.
     budget -= mdct_container.overhead_bits(header) + 16 * header.channels * header.n_segments
     target_bits = budget * len(sample) / len(places)
+    if settings.effort:
+        target_bits /= rdo.GROWTH
 
     def measure(rate: float) -> float:
         return sum(float(_choose(codec, *place, rate)[1]) for place in sample)

@@ -27,10 +27,10 @@ from jaxsparse.transforms.grid import HOP_LENGTH, N_LEVELS
 from jaxsparse.transforms.mdct import Coefficients, MDCTConfig, imdct
 from jaxsparse.types import SAMPLE_RATE, PRNGKey, Waveform
 
-UPDATES = (0, 20, 80, 300)
+UPDATES = (0, 20, 60, 200)
 """Updates of each effort."""
 CHUNK = 10
-"""Updates of one compiled call, after which tables and the price of a bit are renewed."""
+"""Updates after which what they came to is rounded and tried, and tables and price are renewed."""
 LEARNING_RATE = 0.03
 TEMPERATURES = (0.5, 0.05)
 """Of the draws, at the first and at the last update."""
@@ -41,8 +41,12 @@ TERMS = {"surrogate": 20.0, "surrogate-nb": 10.0, "stoi": 150.0, "mel": 5.0}
 SHORTEST = 6_554
 """Samples that STOI needs to have a gradient."""
 _BEST = 4.64
+GROWTH = 1.03
+"""By how much a search makes the bits more, about: it begins with a coarser step."""
+# In units of the training's price, the first one of a search.
+_FIRST_PRICE = 1.7
 # How quickly the price follows the bits, and by how much these may exceed the target.
-_PRICE_RATE, _TOLERANCE = 1.0, 0.005
+_PRICE_RATE, _TOLERANCE = 4.0, 0.01
 _EDGE = 1e-4
 LOUDNESS = 0.05
 """Active level of what is compared: the mel spectrum has a floor."""
@@ -177,17 +181,19 @@ def optimise(
     Returns:
         Whole numbers; what the encoder network chooses where nothing better was found.
     """
-    begin, advance = _compiled(codec)
-    state = begin(problem, target)
-    for update in range(0, n_updates, CHUNK):
-        state = advance(problem, state, update, n_updates, target)
-        progress(min(update + CHUNK, n_updates))
+    begin, update, judge = _compiled(codec)
+    state, tables = begin(problem)
+    for number in range(n_updates):
+        state = update(problem, state, tables, number, n_updates)
+        if (number + 1) % CHUNK == 0:
+            state, tables = judge(problem, state, target)
+            progress(number + 1)
     return state.best.coded
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(codec: MDCTCodec) -> tuple[Callable[..., State], Callable[..., State]]:
-    """Builds the start and a chunk of updates, each one compiled call."""
+def _compiled(codec: MDCTCodec) -> tuple[Callable[..., Any], ...]:
+    """Builds the start, an update, and the trial of what it came to, each one compiled call."""
     networks, models = codec.networks, codec.models
     optimizer = optax.adam(LEARNING_RATE)
 
@@ -208,10 +214,11 @@ def _compiled(codec: MDCTCodec) -> tuple[Callable[..., State], Callable[..., Sta
         return Trial(coded, total_bits(problem, coded, tables), heard), tables
 
     @jax.jit
-    def begin(problem: Problem, target: Float[Array, ""]) -> State:
+    def begin(problem: Problem) -> tuple[State, Any]:
         relaxed = networks.encode(problem.params, problem.scaled, problem.rate, problem.valid)
-        trial, _ = try_rounded(problem, relaxed)
-        return State(relaxed, optimizer.init(relaxed), price_of_rate(problem.rate), trial)
+        trial, tables = try_rounded(problem, relaxed)
+        price = _FIRST_PRICE * price_of_rate(problem.rate)
+        return State(relaxed, optimizer.init(relaxed), price, trial), tables
 
     def lagrangian(
         relaxed: Coded,
@@ -234,31 +241,29 @@ def _compiled(codec: MDCTCodec) -> tuple[Callable[..., State], Callable[..., Sta
         return heard + price * kbps
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def advance(
+    def update(
         problem: Problem,
         state: State,
-        first: Int[Array, ""],
+        tables: Any,
+        number: Int[Array, ""],
         n_updates: Int[Array, ""],
-        target: Float[Array, ""],
     ) -> State:
-        tables = tables_of(problem, round_coded(state.relaxed, problem))
+        high, low = TEMPERATURES
+        temperature = high * (low / high) ** (number / n_updates)
+        key = jax.random.fold_in(jax.random.key(0), number)
+        arguments = (problem, key, temperature, tables, state.price)
+        gradient = jax.grad(lagrangian)(state.relaxed, *arguments)
+        changes, moments = optimizer.update(gradient, state.moments)
+        relaxed: Any = optax.apply_updates(state.relaxed, changes)
+        return state._replace(relaxed=relaxed, moments=moments)
 
-        def update(carry: tuple[Coded, Any], number: Int[Array, ""]) -> tuple[Any, None]:
-            relaxed, moments = carry
-            high, low = TEMPERATURES
-            temperature = high * (low / high) ** (number / n_updates)
-            key = jax.random.fold_in(jax.random.key(0), number)
-            gradient = jax.grad(lagrangian)(relaxed, problem, key, temperature, tables, state.price)
-            changes, moments = optimizer.update(gradient, moments)
-            return (optax.apply_updates(relaxed, changes), moments), None
-
-        numbers = first + jnp.arange(CHUNK)
-        (relaxed, moments), _ = lax.scan(update, (state.relaxed, state.moments), numbers)
-        trial, _ = try_rounded(problem, relaxed)
+    @jax.jit
+    def judge(problem: Problem, state: State, target: Float[Array, ""]) -> tuple[State, Any]:
+        trial, tables = try_rounded(problem, state.relaxed)
         price = state.price * (trial.bits / target) ** _PRICE_RATE
-        return State(relaxed, moments, price, _better(state.best, trial, target))
+        return state._replace(price=price, best=_better(state.best, trial, target)), tables
 
-    return begin, advance
+    return begin, update, judge
 
 
 def _better(best: Trial, trial: Trial, target: Float[Array, ""]) -> Trial:

@@ -45,8 +45,12 @@ def compress(
 
     Raises:
         AudioError: If there are no samples, or some that are not usable.
-        JaxsparseError: If a network is not there, or a sparsity keeps not a single bin.
+        JaxsparseError: If a network is not there or of the other grid, or a sparsity keeps not a
+            single bin.
     """
+    grid = "MDCT" if isinstance(settings, MDCTSettings) else "STFT"
+    if (decoder if grid == "MDCT" else codec) is not None:
+        raise JaxsparseError(f"the {grid} grid takes no such network")
     if isinstance(settings, MDCTSettings):
         return mdct_stream.compress(samples, sample_rate, settings, codec=codec, progress=progress)
     return stft_stream.compress(samples, sample_rate, settings, decoder=decoder, progress=progress)
@@ -69,8 +73,8 @@ def decompress(
         start: Seconds that are left out.
         duration: Seconds to decode at most; None decodes all to the end.
         conceal: Whether a damaged segment of an MDCT file is silence instead of an error.
-        decoder: Network of an STFT file; by default the one of its name that is installed.
-        codec: Networks of an MDCT file; by default those of its name that are installed.
+        decoder: Network for STFT files; by default the one of a file's name that is installed.
+        codec: Networks for MDCT files; by default those of a file's name that are installed.
         progress: Called with the number of segments done, from 0, and in all.
 
     Returns:
