@@ -9,6 +9,7 @@ import pytest
 from jaxsparse.codec import describe as describe_any
 from jaxsparse.codec import mdct_container
 from jaxsparse.codec.mdct_container import (
+    SILENCE,
     CodedSegment,
     MDCTHeader,
     describe,
@@ -87,9 +88,9 @@ def test_damage_is_concealed_where_it_is():
         with pytest.raises(ContainerError):
             unpack(bytes(spoiled))
         segments = unpack(bytes(spoiled), conceal=True).segments
-        assert [segment is None for segment in segments] == [False, True, False]
+        assert [segment == SILENCE for segment in segments] == [False, True, False]
     cut = unpack(bytes(data[:-5]), conceal=True).segments
-    assert [segment is None for segment in cut] == [False, False, True]
+    assert [segment == SILENCE for segment in cut] == [False, False, True]
     with pytest.raises(ContainerError, match="header"):
         unpack(bytes([*data[:16], data[16] ^ 1, *data[17:]]), conceal=True)
 
@@ -141,8 +142,7 @@ def test_segments_out_of_limits_are_refused(spoil):
     coded = CodedSegment(8_000, 24, encode(make_segment(3)))
     with pytest.raises(ContainerError, match="segment 0 is damaged"):
         unpack(pack(header, [coded._replace(**spoil)]))
-    silent = CodedSegment(0, 0, b"")
-    assert unpack(pack(header, [silent])).segments == [silent]
+    assert unpack(pack(header, [SILENCE])).segments == [SILENCE]
 
 
 def test_bits_add_up():

@@ -1,5 +1,7 @@
 """The search for values: costs on the device, draws that harden, and searches that pay."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +104,7 @@ def test_a_search_sounds_better_for_its_bits():
 def test_a_search_is_the_same_again_and_compiles_once():
     segment = problem()
     first = rdo.optimise(CODEC, segment, 10, 1_000.0)
-    compiled = rdo._compiled(CODEC)
+    compiled: Any = rdo._compiled(CODEC)
     before = [each._cache_size() for each in compiled]
     again = rdo.optimise(CODEC, segment, 10, 1_000.0)
     rdo.optimise(CODEC, problem(rate=30.0), 20, 2_000.0)

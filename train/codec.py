@@ -219,7 +219,7 @@ def make_step(settings: Settings, models: Any, optimizer: optax.GradientTransfor
         tables = choose_tables(models, whole, rate)
         n_bits = sum(jnp.sum(each) for each in bits(models, coded, tables))
         first = jax.random.randint(keys[3], (), 0, _MAX_FRAME)
-        noise = noise_signs(*scaled.shape, first)
+        noise = noise_signs(scaled.shape[0], scaled.shape[1], first)
         decoded = networks.decode(params, coded, rate, noise, None) * step
         kbps = n_bits / (crop.shape[0] / SAMPLE_RATE * 1000)
         return imdct(decoded, length=crop.shape[0]), jnp.asarray(kbps)

@@ -77,8 +77,8 @@ class Settings:
 class Batch(NamedTuple):
     """Inputs and symbols of one group of each crop."""
 
-    inputs: Float[Array, "N M I"]
-    symbols: Int[Array, "N M"]
+    inputs: Float[Array | np.ndarray, "N M I"]
+    symbols: Int[Array | np.ndarray, "N M"]
 
 
 def init(key: Array, name: str, settings: Settings) -> Params:
@@ -191,7 +191,7 @@ def read_clips(settings: Settings) -> Clips:
 _PLAIN_SHARE = 0.25
 
 
-Quantizer: TypeAlias = Callable[[Array, Array, Array, Array], Coded]
+Quantizer: TypeAlias = Callable[..., Coded]
 
 
 def make_quantizer(codec: MDCTCodec | None) -> Quantizer:
@@ -229,7 +229,7 @@ def draw_batches(
             gathered[name].append(batches)
     return {
         name: [
-            Batch(*map(np.concatenate, zip(*group, strict=True)))
+            jax.tree.map(lambda *arrays: np.concatenate(arrays), *group)
             for group in zip(*each, strict=True)
         ]
         for name, each in gathered.items()
@@ -290,7 +290,7 @@ def train(settings: Settings) -> dict[str, Any]:
         return sum(bits.values(), jnp.zeros(())) / n_symbols, bits
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Params, state: Any, batches: Any) -> tuple[Params, Any, dict[str, Array]]:
+    def step(params: Any, state: Any, batches: Any) -> tuple[Any, Any, dict[str, Array]]:
         (_, bits), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, batches)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, bits

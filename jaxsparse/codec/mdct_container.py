@@ -110,11 +110,14 @@ class CodedSegment(NamedTuple):
     data: bytes | memoryview
 
 
+SILENCE = CodedSegment(0, 0, b"")
+
+
 class MDCTContainer(NamedTuple):
-    """A file taken apart; ``segments[channel * n_segments + index]``, None where one is damaged."""
+    """A file taken apart; its segments are ``segments[channel * n_segments + index]``."""
 
     header: MDCTHeader
-    segments: list[CodedSegment | None]
+    segments: list[CodedSegment]
 
 
 def step_size(code: int) -> float:
@@ -167,8 +170,8 @@ def unpack(data: bytes, *, conceal: bool = False) -> MDCTContainer:
 
     Args:
         data: The file.
-        conceal: Whether damaged segments, and those that are cut off, are None instead of an error.
-            Without the header nothing can be decoded.
+        conceal: Whether damaged segments, and those that are cut off, are silence instead of an
+            error. Without the header nothing can be decoded.
 
     Raises:
         ContainerError: If the bytes are not a whole, unaltered file of version 3.
@@ -177,7 +180,7 @@ def unpack(data: bytes, *, conceal: bool = False) -> MDCTContainer:
     n_frames = header.channels * header.n_frames
     if n_frames > MAX_FRAMES_PER_BYTE * len(data):
         raise ContainerError(f"{len(data)} bytes can't hold {n_frames} frames")
-    segments: list[CodedSegment | None] = []
+    segments: list[CodedSegment] = []
     view = memoryview(data)
     for number in range(header.channels * header.n_segments):
         try:
@@ -185,7 +188,7 @@ def unpack(data: bytes, *, conceal: bool = False) -> MDCTContainer:
         except ContainerError:
             if not conceal:
                 raise
-            segment, offset = None, _next_segment(view, number, offset)
+            segment, offset = SILENCE, _next_segment(view, number, offset)
         segments.append(segment)
     if offset != len(data) and not conceal:
         raise ContainerError(f"{len(data) - offset} bytes follow the last segment")

@@ -28,7 +28,13 @@ from jaxsparse.codec.mdct_container import (
     MDCTHeader,
     step_size,
 )
-from jaxsparse.codec.mdct_segment import QuantizedSegment, decode_segment, encode_segment
+from jaxsparse.codec.mdct_segment import (
+    QuantizedSegment,
+    decode_segment,
+    encode_segment,
+    is_silent,
+    silence,
+)
 from jaxsparse.codec.rate import bits, choose_tables
 from jaxsparse.codec.rdo import Problem, round_coded
 from jaxsparse.codec.weights import CODEC_NAMES, MDCTCodec, load_codec
@@ -72,8 +78,8 @@ class MDCTSettings:
     One of `kbps`, `pesq` and `sparsity` decides how fine the step is; 8 kbit/s by default.
 
     Attributes:
-        kbps: Bits of the file over the length of the clip, in thousands; a clip counts as a quarter of
-            a second for each channel at least.
+        kbps: Bits of the file over the length of the clip, in thousands; a clip counts as a quarter
+            of a second for each channel at least.
         pesq: PESQ in wide band that the decoded sound should have, by the surrogate's estimate.
         sparsity: Share of coefficients that are not kept, between 0 and 1.
         effort: How long to search for better values, 0 (not at all) to 3.
@@ -295,10 +301,10 @@ def _problem(codec: MDCTCodec, channel: _Channel, index: int, rate: float) -> Pr
     return Problem(
         codec.params,
         channel.coefficients(index) / np.float32(step_size(channel.step(index, rate))),
-        np.broadcast_to(geometry.valid(index), (HOP_LENGTH, geometry.window)),
-        channel.coded,
-        np.float32(_whole_rate(rate)),
-        np.int32(geometry.first(index)),
+        jnp.asarray(np.broadcast_to(geometry.valid(index), (HOP_LENGTH, geometry.window))),
+        jnp.asarray(channel.coded),
+        jnp.float32(_whole_rate(rate)),
+        jnp.int32(geometry.first(index)),
     )
 
 
@@ -527,14 +533,14 @@ def _installed(name: str) -> MDCTCodec:
 def _windows(
     codec: MDCTCodec,
     header: MDCTHeader,
-    segments: Sequence[CodedSegment | None],
+    segments: Sequence[CodedSegment],
     wanted: range,
     conceal: bool,
 ) -> Iterator[tuple[int, Float32[np.ndarray, " M"]]]:
     """Yields the sound that each wanted segment adds, and its first sample's number."""
     geometry = _geometry(codec, header.n_frames)
     decode = _decoder(codec, geometry.size, geometry.context)
-    decoded: dict[int, QuantizedSegment | None] = {}
+    decoded: dict[int, QuantizedSegment] = {}
     for index in wanted:
         around = range(max(index - 1, 0), min(index + 2, header.n_segments))
         decoded = {
@@ -543,7 +549,7 @@ def _windows(
         }
         own = segments[index]
         position = (index * FRAMES_PER_SEGMENT - 1) * HOP_LENGTH
-        if own is None or decoded[index] is None or not len(own.data):
+        if is_silent(decoded[index]):
             yield position, np.zeros((geometry.size + 1) * HOP_LENGTH, np.float32)
             continue
         coded = _join(geometry, index, decoded, segments)
@@ -559,28 +565,25 @@ def _windows(
 def _decode(
     codec: MDCTCodec,
     header: MDCTHeader,
-    segments: Sequence[CodedSegment | None],
+    segments: Sequence[CodedSegment],
     index: int,
     conceal: bool,
-) -> QuantizedSegment | None:
+) -> QuantizedSegment:
     """Decodes a segment's numbers."""
-    segment = segments[index]
-    if segment is None:
-        return None
+    segment, n_frames = segments[index], header.segment_frames(index)
     try:
-        n_frames = header.segment_frames(index)
         return decode_segment(segment.data, n_frames, segment.rate, codec.models)
     except ContainerError:
         if not conceal:
             raise
-        return None
+        return silence(n_frames)
 
 
 def _join(
     geometry: _Geometry,
     index: int,
-    decoded: dict[int, QuantizedSegment | None],
-    segments: Sequence[CodedSegment | None],
+    decoded: dict[int, QuantizedSegment],
+    segments: Sequence[CodedSegment],
 ) -> Coded:
     """Puts what networks see of a segment together, in steps of that segment."""
     first = geometry.first(index)
@@ -589,7 +592,7 @@ def _join(
     own = segments[index]
     for i, numbers in decoded.items():
         other = segments[i]
-        if numbers is None or own is None or other is None or not len(other.data):
+        if is_silent(numbers):
             continue
         # At other steps, in units of this one's.
         octaves = (other.step - own.step) / STEPS_PER_OCTAVE
@@ -620,7 +623,7 @@ def _decoder(codec: MDCTCodec, size: int, context: int) -> Callable[..., Float[A
         first: Int[Array, ""],
         step: Float[Array, ""],
     ) -> Float[Array, " M"]:
-        noise = noise_signs(*valid.shape, first)
+        noise = noise_signs(HOP_LENGTH, valid.shape[1], first)
         scaled = codec.networks.decode(params, coded, rate, noise, valid)
         own = slice(context, context + size)
         scaled = jnp.where(valid[:, own], scaled[:, own], 0) * step

@@ -190,7 +190,7 @@ def _faults_of_bytes() -> Iterator[Fault]:
     yield Fault("magic-alone", "ends after its magic", in_header, data[:4])
     yield Fault("wrong-magic", "a WAV file's magic", "not a .jsac file", b"RIFF" + data[4:])
     yield Fault("magic-case", "magic in lower case", "not a .jsac file", b"jsac" + data[4:])
-    for version in (0, 3, 255):
+    for version in (0, 4, 255):
         yield Fault(
             f"version-{version}",
             f"version {version}, checksum fits",
