@@ -55,7 +55,10 @@ LEAST = {
     **{name: 0 for name in ("workers", "snapshot_every", "learning_rate", "weight_decay")},
     "clip_norm": 0,
 }
-RANGES = {"noise_share": (0, 1), "beta2": (0, 1), "price": (0, 1e3), "rounded_share": (0, 1)}
+RANGES = {
+    **{name: (0.0, 1.0) for name in ("noise_share", "beta2", "rounded_share")},
+    "price": (0.0, 1e3),
+}
 # Signal to noise in dB, and how much of the last sample the noise keeps: white to rumbling.
 _SNR, _COLOUR = (5.0, 35.0), (-0.2, 0.97)
 # Frames of a channel that a crop may be part of: they decide on the noise's signs.

@@ -116,8 +116,8 @@ def code_length(params: Params, layout: Layout, batches: Sequence[Batch]) -> Flo
     total = jnp.zeros(())
     for group, (inputs, symbols) in enumerate(batches):
         bias = params["first_bias"][group][layout.places(group)]
-        x = jax.nn.relu(inputs / _SCALE @ params["first"][group] + bias)
-        x = jax.nn.relu(x @ params["second"] + params["second_bias"])
+        x = jax.nn.relu(inputs / _SCALE @ params["first"][group] + bias[None])
+        x = jax.nn.relu(x @ params["second"] + params["second_bias"][None, None])
         place = (0.25 * (x @ params["third"] + params["third_bias"]) + 0.5) * len(params["tables"])
         place = jnp.clip(place, 0, len(params["tables"]) - 1.001)
         lower = jnp.floor(place).astype(jnp.int32)
