@@ -144,7 +144,7 @@ def choose_pretrained(mask: str, sparsity: str | float) -> tuple[str, bool]:
         Its name, and whether it was trained for such masks: False where the nearest one has to do.
         Of several that fit as well, that is the first of `NAMES`, as it is where none does.
     """
-    cards = {name: read_card(shipped(name)) for name in NAMES}
+    cards = {name: _read_card(shipped(name)) for name in NAMES}
     fitting = [name for name in NAMES if cards[name].is_for(mask)]
     best = min(fitting or NAMES[:1], key=lambda name: cards[name].distance(sparsity))
     return best, bool(fitting) and not cards[best].distance(sparsity)
@@ -212,13 +212,7 @@ def load_weights(
             `kinds`; or if the tensors are not those of its settings, all finite.
     """
     path = Path(path)
-    data = path.read_bytes()
-    card = read_card(path)
-    if hashlib.sha256(data).hexdigest() != card.sha256:
-        raise WeightsError(f"{path} is not the file that its card describes (SHA-256)")
-    with naming_damage(path):
-        tensors = dict(safetensors.deserialize(data))
-        name, settings = read_config(data)
+    name, settings, tensors, card = read_weights(path)
     # A good file of another kind is not damaged.
     if name not in kinds and name in DECODERS | SAMPLERS:
         raise WeightsError(f"{path} holds a {name}, not one of {', '.join(kinds)}")
@@ -226,6 +220,27 @@ def load_weights(
         decoder = _build_decoder(name, settings, kinds)
         params = check_tensors(tensors, jax.eval_shape(decoder.init, jax.random.key(0)))
         return Pretrained(decoder, params, card)
+
+
+def read_weights(
+    path: Path,
+) -> tuple[str, dict[str, Any], dict[str, dict[str, Any]], Card]:
+    """Reads a file of weights that its card describes, whatever it is of.
+
+    Returns:
+        The kind of network, its settings, its tensors by name, and the card.
+
+    Raises:
+        OSError: If the file or its card can't be read.
+        WeightsError: If they are damaged or don't belong together.
+    """
+    data = path.read_bytes()
+    card = _read_card(path)
+    if hashlib.sha256(data).hexdigest() != card.sha256:
+        raise WeightsError(f"{path} is not the file that its card describes (SHA-256)")
+    with naming_damage(path):
+        tensors = dict(safetensors.deserialize(data))
+        return *_read_config(data), tensors, card
 
 
 @contextlib.contextmanager
@@ -271,7 +286,7 @@ def save_weights(
     return digest
 
 
-def read_card(path: Path) -> Card:
+def _read_card(path: Path) -> Card:
     """The card of a file of weights.
 
     Raises:
@@ -302,7 +317,7 @@ def _name(path: tuple[str | int, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def read_config(data: bytes) -> tuple[str, dict[str, Any]]:
+def _read_config(data: bytes) -> tuple[str, dict[str, Any]]:
     """Reads a network's kind and settings from a file that safetensors has accepted.
 
     Raises:

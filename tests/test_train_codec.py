@@ -139,3 +139,7 @@ def test_faults_are_one_line(clips, tmp_path, capsys):
     assert train_codec.main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.codec: ") and str(missing) in line
+    missing.write_bytes(b"no tensors")
+    assert train_codec.main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"train.codec: {missing}: it is no file of tensors")

@@ -48,6 +48,7 @@ from train.loop import (
     run_card,
     run_task,
 )
+from train.losses import INTELLIGIBLE
 from train.main import StopSignals
 
 LEAST = {
@@ -145,8 +146,8 @@ class Settings:
             raise SettingsError(f"rates must be the ends of a range from 0 to {N_RATES - 1}")
         if not all(0.01 <= t <= 10 for t in self.temperatures):
             raise SettingsError("temperatures must be from 0.01 to 10")
-        if not rdo.SHORTEST <= self.crop <= self.n_samples:
-            raise SettingsError(f"crop must be from {rdo.SHORTEST} to n_samples")
+        if not INTELLIGIBLE <= self.crop <= self.n_samples:
+            raise SettingsError(f"crop must be from {INTELLIGIBLE} to n_samples")
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 from jaxtyping import Float, Int
 
@@ -334,10 +335,15 @@ def load_models(path: Path) -> dict[str, ContextModel]:
         OSError: If it can't be read.
         ValueError: If it holds no models.
     """
-    tensors = safetensors.numpy.load(path.read_bytes())
+    try:
+        tensors = safetensors.numpy.load(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"it is no file of tensors: {error}") from error
     models = {}
     for name in LAYOUTS:
-        parts = (tensors[f"{name}.{part}"].astype(np.float64) for part in ContextModel._fields)
-        models[name] = ContextModel(*parts)
+        names = [f"{name}.{part}" for part in ContextModel._fields]
+        if missing := [each for each in names if each not in tensors]:
+            raise ValueError(f"it lacks the tensor {missing[0]}")
+        models[name] = ContextModel(*(tensors[each].astype(np.float64) for each in names))
         check_model(name, models[name])
     return models

@@ -12,9 +12,12 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxsparse.codec.context import (
+    LEVEL_LOOK,
+    LEVEL_PAST,
     LEVELS,
     MAGNITUDES,
     N_MAGNITUDES,
+    PAST,
     ContextModel,
     Layout,
     all_tables,
@@ -161,18 +164,18 @@ def _encode(
 def _decode_magnitudes(
     coder: Decoder, n_frames: int, rate: int, model: ContextModel
 ) -> Int[np.ndarray, "T F"]:
-    margin, past = MAGNITUDES.margin, 8
+    margin = MAGNITUDES.margin
     magnitudes = np.zeros((n_frames, MAGNITUDES.n_columns), np.int64)
-    looks = np.zeros((n_frames + past, MAGNITUDES.n_columns + 2 * margin), np.int64)
+    looks = np.zeros((n_frames + PAST, MAGNITUDES.n_columns + 2 * margin), np.int64)
     planes = np.zeros((1, MAGNITUDES.n_planes, looks.shape[1]), np.int64)
     for frame in range(n_frames):
         planes[0, 0] = 0
-        planes[0, 1:] = past_planes(looks[frame : frame + past + 1])[0]
+        planes[0, 1:] = past_planes(looks[frame : frame + PAST + 1])[0]
         for group, own in _groups(MAGNITUDES):
             symbols = _decode_group(coder, MAGNITUDES, group, planes, rate, model)
             magnitudes[frame, MAGNITUDES.columns(group)] = symbols
             planes[0, 0, own] = magnitude_looks(symbols)
-        looks[frame + past] = planes[0, 0]
+        looks[frame + PAST] = planes[0, 0]
     return magnitudes
 
 
@@ -185,8 +188,8 @@ def _decode_levels(
         for group, own in _groups(LEVELS):
             symbols = _decode_group(coder, LEVELS, group, planes[row : row + 1], rate, model)
             levels[row, LEVELS.columns(group)] = symbols
-            planes[row, 0, own] = 5 * symbols
-        for back in range(1, min(4, len(levels) - row)):
+            planes[row, 0, own] = LEVEL_LOOK * symbols
+        for back in range(1, min(LEVEL_PAST + 1, len(levels) - row)):
             planes[row + back, back] = planes[row, 0]
     return levels
 

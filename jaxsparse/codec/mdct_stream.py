@@ -35,11 +35,11 @@ from jaxsparse.codec.mdct_segment import (
     is_silent,
     silence,
 )
-from jaxsparse.codec.rate import bits, choose_tables
+from jaxsparse.codec.rate import choose_tables, total_bits
 from jaxsparse.codec.rdo import Problem, round_coded
 from jaxsparse.codec.weights import CODEC_NAMES, MDCTCodec, load_codec
 from jaxsparse.errors import ContainerError, JaxsparseError
-from jaxsparse.quantizer import Coded, noise_signs, sum_bands
+from jaxsparse.quantizer import Coded, noise_signs
 from jaxsparse.settings import SettingsError
 from jaxsparse.transforms.grid import (
     BAND_FRAMES,
@@ -111,8 +111,15 @@ class MDCTSettings:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise SettingsError(f"{name} {value} is not from {low:g} to {high:g}")
-        if self.sparsity is not None and not 0 < float(self.sparsity) < 1:
+        if self.sparsity is not None and not _is_share(self.sparsity):
             raise SettingsError(f"sparsity {self.sparsity} is not between 0 and 1")
+
+
+def _is_share(sparsity: float | str) -> bool:
+    try:
+        return 0 < float(sparsity) < 1
+    except ValueError:
+        return False
 
 
 class _Geometry(NamedTuple):
@@ -270,13 +277,7 @@ def _code(
     coded, n_bits = _choose(codec, channel, index, rate)
     geometry = channel.geometry
     if effort and channel.levels[index]:
-        own = slice(geometry.context, geometry.context + geometry.size)
-        problem = _problem(codec, channel, index, rate)
-        alone = problem._replace(
-            scaled=problem.scaled[:, own] * problem.valid[:, own],
-            valid=problem.valid[:, own],
-            first_frame=problem.first_frame + geometry.context,
-        )
+        alone = _alone(_problem(codec, channel, index, rate), geometry)
         target = rdo.GROWTH * float(n_bits)
         coded = rdo.optimise(codec, alone, rdo.UPDATES[effort], target, report)
     n_frames = geometry.own(index)
@@ -308,6 +309,16 @@ def _problem(codec: MDCTCodec, channel: _Channel, index: int, rate: float) -> Pr
     )
 
 
+def _alone(problem: Problem, geometry: _Geometry) -> Problem:
+    """Takes away what networks see beside a segment's own frames."""
+    own = slice(geometry.context, geometry.context + geometry.size)
+    return problem._replace(
+        scaled=problem.scaled[:, own] * problem.valid[:, own],
+        valid=problem.valid[:, own],
+        first_frame=problem.first_frame + geometry.context,
+    )
+
+
 def _choose(
     codec: MDCTCodec, channel: _Channel, index: int, rate: float
 ) -> tuple[Coded, Float[Array, ""]]:
@@ -327,9 +338,8 @@ def _chooser(
         rows = slice(context // BAND_FRAMES, (context + size) // BAND_FRAMES)
         own = Coded(coded.values[:, context : context + size], coded.levels[:, rows])
         valid = problem.valid[:, context : context + size]
-        values, levels = bits(codec.models, own, choose_tables(codec.models, own, problem.rate))
-        exists = sum_bands(valid.astype(jnp.float32)) > 0
-        return own, jnp.sum(values * valid) + jnp.sum(levels * exists)
+        tables = choose_tables(codec.models, own, problem.rate)
+        return own, total_bits(codec.models, own, tables, valid)
 
     return choose
 
@@ -401,21 +411,9 @@ def _bisect(too_coarse: Callable[[float], bool], n_trials: int) -> float:
 
 def _estimate(codec: MDCTCodec, channel: _Channel, index: int, rate: float) -> float:
     """Returns the surrogate of PESQ in wide band of a segment alone, as the encoder codes it."""
-    geometry = channel.geometry
     coded, _ = _choose(codec, channel, index, rate)
-    problem = _problem(codec, channel, index, rate)
-    own = slice(geometry.context, geometry.context + geometry.size)
-    return float(
-        rdo.estimate_pesq(
-            codec,
-            problem._replace(
-                scaled=problem.scaled[:, own] * problem.valid[:, own],
-                valid=problem.valid[:, own],
-                first_frame=problem.first_frame + geometry.context,
-            ),
-            coded,
-        )
-    )
+    alone = _alone(_problem(codec, channel, index, rate), channel.geometry)
+    return float(rdo.estimate_pesq(codec, alone, coded))
 
 
 def decompress(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse.codec import context
 from jaxsparse.codec.context import LEVELS, MAGNITUDES, ContextModel, Layout
@@ -56,6 +56,25 @@ def bits(
     rest = jnp.maximum(magnitudes - (context.N_MAGNITUDES - 1), 0)
     values += jnp.minimum(magnitudes, 1) + jnp.minimum(magnitudes, 1) * 2 * jnp.log2(1 + rest)
     return values, _interpolate(models["levels"], tables[1], coded.levels.astype(jnp.float32))
+
+
+def total_bits(
+    models: Models,
+    coded: Coded,
+    tables: tuple[Int[Array, "F T"], Int[Array, "B U"]],
+    valid: Bool[Array, "F T"],
+) -> Float[Array, ""]:
+    """Returns the bits of all values and levels of a clip, leaving out what only pads it.
+
+    Args:
+        models: Of magnitudes and levels.
+        coded: Whole numbers, or values in between.
+        tables: What `choose_tables` chose.
+        valid: False in frames that only pad.
+    """
+    values, levels = bits(models, coded, tables)
+    exists = sum_bands(valid.astype(jnp.float32)) > 0
+    return jnp.sum(values * valid) + jnp.sum(levels * exists)
 
 
 def _interpolate(

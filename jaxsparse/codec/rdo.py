@@ -16,7 +16,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsparse.codec.rate import bits, choose_tables
+from jaxsparse.codec.rate import choose_tables, total_bits
 from jaxsparse.codec.weights import MDCTCodec
 from jaxsparse.contracts import Params
 from jaxsparse.metrics.distances import mel_distance
@@ -38,8 +38,6 @@ PRICE, PRICE_POWER = 6.2, 0.7
 """What a kbit/s is worth at a step of one active level, and how that grows with the step."""
 TERMS = {"surrogate": 20.0, "surrogate-nb": 10.0, "stoi": 150.0, "mel": 5.0}
 """Weights of points of PESQ in wide and narrow band, of STOI, and of dB of the mel spectrum."""
-SHORTEST = 6_554
-"""Samples that STOI needs to have a gradient."""
 _BEST = 4.64
 GROWTH = 1.03
 """By how much a search makes the bits more, about: it begins with a coarser step."""
@@ -197,21 +195,15 @@ def _compiled(codec: MDCTCodec) -> tuple[Callable[..., Any], ...]:
     networks, models = codec.networks, codec.models
     optimizer = optax.adam(LEARNING_RATE)
 
-    def tables_of(problem: Problem, coded: Coded) -> Any:
-        return choose_tables(models, coded, problem.rate)
-
-    def total_bits(problem: Problem, coded: Coded, tables: Any) -> Float[Array, ""]:
-        values, levels = bits(models, coded, tables)
-        own = sum_bands(problem.valid.astype(jnp.float32)) > 0
-        return jnp.sum(values * problem.valid) + jnp.sum(levels * own)
+    def heard(problem: Problem, coded: Coded) -> Float[Array, ""]:
+        original = _synthesise(problem.scaled, problem.rate)
+        return distortion(original, _decode(codec, problem, coded))
 
     def try_rounded(problem: Problem, relaxed: Coded) -> tuple[Trial, Any]:
         coded = round_coded(relaxed, problem)
-        tables = tables_of(problem, coded)
-        heard = distortion(
-            _synthesise(problem.scaled, problem.rate), _decode(codec, problem, coded)
-        )
-        return Trial(coded, total_bits(problem, coded, tables), heard), tables
+        tables = choose_tables(models, coded, problem.rate)
+        n_bits = total_bits(models, coded, tables, problem.valid)
+        return Trial(coded, n_bits, heard(problem, coded)), tables
 
     @jax.jit
     def begin(problem: Problem) -> tuple[State, Any]:
@@ -233,12 +225,9 @@ def _compiled(codec: MDCTCodec) -> tuple[Callable[..., Any], ...]:
         values = jnp.where(within, draw(keys[0], relaxed.values, temperature), 0)
         levels = draw(keys[1], jnp.clip(relaxed.levels, 0, N_LEVELS - 1 - _EDGE), temperature)
         coded = Coded(values, levels)
-        heard = distortion(
-            _synthesise(problem.scaled, problem.rate), _decode(codec, problem, coded)
-        )
-        n_frames = jnp.sum(problem.valid[0])
-        kbps = total_bits(problem, coded, tables) / (n_frames * (1000 * HOP_LENGTH / SAMPLE_RATE))
-        return heard + price * kbps
+        milliseconds = jnp.sum(problem.valid[0]) * (1000 * HOP_LENGTH / SAMPLE_RATE)
+        kbps = total_bits(models, coded, tables, problem.valid) / milliseconds
+        return heard(problem, coded) + price * kbps
 
     @functools.partial(jax.jit, donate_argnums=1)
     def update(

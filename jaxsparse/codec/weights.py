@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from jaxsparse.codec.context import LAYOUTS, ContextModel, check_model
@@ -26,8 +25,7 @@ from jaxsparse.pretrained import (
     flatten,
     make_config,
     naming_damage,
-    read_card,
-    read_config,
+    read_weights,
     saved_config,
     shipped,
     some,
@@ -83,13 +81,7 @@ def load_codec(name: str | os.PathLike[str] = CODEC_NAMES[0]) -> MDCTCodec:
 
 
 def _load(path: Path) -> MDCTCodec:
-    data = path.read_bytes()
-    card = read_card(path)
-    if hashlib.sha256(data).hexdigest() != card.sha256:
-        raise WeightsError(f"{path} is not the file that its card describes (SHA-256)")
-    with naming_damage(path):
-        tensors = dict(safetensors.deserialize(data))
-        kind, settings = read_config(data)
+    kind, settings, tensors, card = read_weights(path)
     if kind != KIND:
         raise WeightsError(f"{path} holds a {some([kind])}, not a codec ({KIND})")
     with naming_damage(path):
