@@ -329,21 +329,24 @@ def save_models(path: Path, models: Mapping[str, ContextModel], about: Mapping[s
 
 
 def load_models(path: Path) -> dict[str, ContextModel]:
-    """Reads what `save_models` wrote.
+    """Reads what `save_models` wrote, or the models of a codec.
 
     Raises:
         OSError: If it can't be read.
         ValueError: If it holds no models.
     """
+    names = {name: [f"{name}.{part}" for part in ContextModel._fields] for name in LAYOUTS}
     try:
-        tensors = safetensors.numpy.load(path.read_bytes())
+        # The networks in a codec's file may be of types that NumPy lacks.
+        with safetensors.safe_open(path, "numpy") as file:
+            present = set(file.keys())
+            if missing := [n for model in names.values() for n in model if n not in present]:
+                raise ValueError(f"it lacks the tensor {missing[0]}")
+            arrays = {name: [file.get_tensor(n) for n in model] for name, model in names.items()}
     except safetensors.SafetensorError as error:
         raise ValueError(f"it is no file of tensors: {error}") from error
     models = {}
     for name in LAYOUTS:
-        names = [f"{name}.{part}" for part in ContextModel._fields]
-        if missing := [each for each in names if each not in tensors]:
-            raise ValueError(f"it lacks the tensor {missing[0]}")
-        models[name] = ContextModel(*(tensors[each].astype(np.float64) for each in names))
+        models[name] = ContextModel(*(array.astype(np.float64) for array in arrays[name]))
         check_model(name, models[name])
     return models
