@@ -22,6 +22,8 @@ from train import loop, rebuild_splits
 from train.main import main
 from train.settings import RECIPES, Settings
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
