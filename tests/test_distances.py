@@ -82,6 +82,7 @@ def test_dct_matrix_equals_scipy():
     np.testing.assert_allclose(dct_matrix(13, 40) @ bands, expected, atol=1e-6)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("n_samples", [12_345, 1_000, 1])
 @pytest.mark.parametrize("rate", [16_000, 22_050])
 def test_mel_spectrogram_equals_librosa(rate, n_samples):
@@ -93,6 +94,7 @@ def test_mel_spectrogram_equals_librosa(rate, n_samples):
     np.testing.assert_allclose(actual, expected, rtol=RTOL)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("n_samples", [12_345, 1_000])
 @pytest.mark.parametrize("pause", [0, 4_000])
 def test_mfcc_equals_librosa(pause, n_samples):
@@ -157,6 +159,7 @@ def magnitude(signal, config, floor):
     return np.sqrt(np.maximum(np.abs(spectrum) ** 2, floor))
 
 
+@pytest.mark.optimised
 def test_multi_resolution_stft_equals_its_formula():
     x, y = pair()
     settings = [(1024, 600, 120), (2048, 1200, 240), (512, 240, 50)]
@@ -173,6 +176,7 @@ def test_multi_resolution_stft_equals_its_formula():
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
+@pytest.mark.optimised
 def test_log_spectral_distance_equals_its_formula():
     x, y = pair()
     expected = []
@@ -230,6 +234,7 @@ def test_si_sdr_is_right_up_to_its_bounds(level, offset):
     np.testing.assert_allclose(actual, [expected], atol=0.1 if level < -60 else 1e-3)
 
 
+@pytest.mark.optimised
 def test_si_sdr_equals_its_formula():
     x, y = pair()
     expected = [si_sdr_float64(a, b) for a, b in zip(x, y, strict=True)]
@@ -277,6 +282,7 @@ def test_refuses_settings_without_meaning(call, message):
         call(jnp.ones(600))
 
 
+@pytest.mark.optimised
 def test_features_have_derivatives_that_equal_finite_differences():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)

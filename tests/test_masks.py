@@ -64,6 +64,7 @@ def test_count_observed_refuses_what_is_no_share(value):
         count_observed(CLIP, value)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(("hidden", "count"), COUNTS.items())
 def test_exact_counts_on_a_clip(key, hidden, count):
     spectrogram = jnp.round(40 * jax.random.normal(key, CLIP))
@@ -80,6 +81,7 @@ def test_exact_counts_on_a_clip(key, hidden, count):
     assert masks["of equals"].ravel()[:count].all()
 
 
+@pytest.mark.optimised
 @given(special_scores | any_scores, counts)
 def test_project_to_count_equals_a_stable_sort(scores, count):
     expected = reference.project_to_count(scores, count)
@@ -104,6 +106,7 @@ def test_impossible_counts_are_refused(key, count):
         policies.mixed(key, jnp.zeros(SHAPE), count)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_project_to_count_takes_other_floats(dtype):
     try:
@@ -115,13 +118,14 @@ def test_project_to_count_takes_other_floats(dtype):
     np.testing.assert_array_equal(project_to_count(scores, 2), [False, True, False, True])
 
 
+@pytest.mark.optimised
 def test_vmap_equals_loop_where_every_count_differs(key):
     scores = jnp.round(jax.random.normal(key, (5, *SHAPE)))
     numbers = jnp.array([0, 1, 20, 41, 42])
     keys = jax.random.split(key, 5)
-    masks = jax.vmap(project_to_count)(scores, numbers)
-    mixed = jax.vmap(policies.mixed)(keys, scores, numbers)
-    drawn = jax.vmap(lambda k, n: random_mask(k, SHAPE, n))(keys, numbers)
+    masks = jax.jit(jax.vmap(project_to_count))(scores, numbers)
+    mixed = jax.jit(jax.vmap(policies.mixed))(keys, scores, numbers)
+    drawn = jax.jit(jax.vmap(lambda k, n: random_mask(k, SHAPE, n)))(keys, numbers)
     for i, count in enumerate([0, 1, 20, 41, 42]):
         np.testing.assert_array_equal(
             masks[i], reference.project_to_count(np.asarray(scores[i]), count)
@@ -145,7 +149,7 @@ def assert_uniform(frequencies, n_draws, share):
 def test_random_masks_are_uniform_and_independent():
     n_draws, shape, count = 4000, (12, 25), 60
     keys = jax.random.split(jax.random.key(1), n_draws)
-    masks = np.asarray(jax.vmap(lambda k: random_mask(k, shape, count))(keys))
+    masks = np.asarray(jax.jit(jax.vmap(lambda k: random_mask(k, shape, count)))(keys))
     assert (masks.sum(axis=(1, 2)) == count).all()
     assert_uniform(masks.sum(axis=0), n_draws, count / 300)
     assert len(np.unique(masks.reshape(n_draws, -1), axis=0)) == n_draws
@@ -168,6 +172,7 @@ def test_random_mask_depends_on_its_key_alone(key):
     assert (first <= draw(key, SHAPE, 30)).all()
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("count", [0, 1, 2, 59, 60, 150, 299, 300])
 def test_mixed_mask_holds_the_loudest_half(key, count):
     spectrogram = jnp.round(3 * jax.random.normal(key, (12, 25)))  # with ties
@@ -181,7 +186,7 @@ def test_the_other_half_of_a_mixed_mask_is_uniform():
     n_draws, count = 4000, 61
     spectrogram = jax.random.normal(jax.random.key(0), (12, 25))
     keys = jax.random.split(jax.random.key(1), n_draws)
-    masks = np.asarray(jax.vmap(lambda k: policies.mixed(k, spectrogram, count))(keys))
+    masks = np.asarray(jax.jit(jax.vmap(lambda k: policies.mixed(k, spectrogram, count)))(keys))
     loudest = reference.project_to_count(np.asarray(spectrogram), 30)
     frequencies = masks.sum(axis=0)
     assert (frequencies[loudest] == n_draws).all()

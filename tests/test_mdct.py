@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 
 from jaxsparse.transforms.mdct import MDCTConfig, imdct, mdct
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = [pytest.mark.optimised, pytest.mark.usefixtures("strict_dtypes")]
 
 LENGTHS = (1, 2, 255, 256, 257, 5000)
 SMALL = MDCTConfig(hop_length=8)

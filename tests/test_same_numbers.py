@@ -7,6 +7,8 @@ import pytest
 
 from tests import same_numbers
 
+pytestmark = pytest.mark.optimised
+
 GOLDEN = json.loads(same_numbers.NUMBERS.read_text(encoding="utf-8"))
 
 

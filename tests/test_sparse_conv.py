@@ -56,6 +56,7 @@ def soft_mask(shape=(9, 8), seed=1):
     return mask
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("normalization", ["count", "weight"])
 @pytest.mark.parametrize(
     ("size", "c_in", "shape"), [(1, 2, (9, 8)), (3, 1, (9, 8)), (5, 3, (7, 4))]
@@ -103,6 +104,7 @@ def clustered_mask(shape=(40, 30)):
     return mask
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("normalization", ["count", "weight"])
 @pytest.mark.parametrize("dtype", [bool, np.float32])
 def test_large_holes_give_the_bias_forward_and_nothing_backward(dtype, normalization):
@@ -147,6 +149,7 @@ def test_an_empty_mask_gives_the_bias(dtype):
     np.testing.assert_allclose(of_bias, 72.0)
 
 
+@pytest.mark.optimised
 def test_a_soft_mask_has_finite_gradients_in_empty_windows():
     x, kernel, bias = layer()
     mask = np.zeros((9, 8), np.float32)
@@ -176,6 +179,7 @@ def weighted_sum(output, next_mask):
 NAMES = ("x", "mask", "kernel", "bias")
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("normalization", "size", "kernel_gradient"),
     [("count", 3, "native"), ("count", 5, "auto"), ("weight", 3, "auto")],
@@ -211,6 +215,7 @@ def test_soft_gradients_equal_finite_differences(normalization, size, kernel_gra
         assert_close(gradient, reference.derivative(reference_loss, arguments[name]), 2e-5)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("normalization", ["count", "weight"])
 def test_hard_gradients_equal_finite_differences(normalization):
     shape = (7, 6)
@@ -252,9 +257,11 @@ def test_a_soft_mask_of_zeros_and_ones_has_a_gradient():
     assert_close(gradient(mask), expected, 2e-5)
 
 
+@pytest.mark.optimised
 def test_equal_inputs_share_the_gradient_of_the_maximum():
     mask = jnp.zeros((5, 7)).at[2, 3].set(0.5).at[2, 4].set(0.5).at[0, 0].set(0.9)
 
+    @jax.jit
     def gradient_at(f, t):
         return jax.grad(lambda m: max_pool(m, 3)[f, t])(mask)
 
@@ -279,6 +286,7 @@ def test_box_sum_counts():
     )
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("normalization", ["count", "weight"])
 def test_what_a_hard_mask_hides_changes_nothing(normalization):
     x, kernel, bias = layer((40, 30), 5, positive=True)
@@ -304,6 +312,7 @@ def test_what_a_hard_mask_hides_changes_nothing(normalization):
     assert jnp.isnan(everything(seen)[0][0])
 
 
+@pytest.mark.optimised
 def test_bfloat16():
     x, kernel, bias = layer((40, 30), 7, 4, 4)
     mask = hard_mask((40, 30), 0.1)
@@ -373,6 +382,7 @@ def kernel_gradients(kernel_gradient, x, kernel, bias, mask, batched=()):
     return together, each, jax.grad(loss, argnums=(0, 1))(x[0], kernel)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("size", "shape", "c_in"),
     [

@@ -15,7 +15,7 @@ from jaxsparse.spectrogram import (
     power_to_db,
 )
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = [pytest.mark.optimised, pytest.mark.usefixtures("strict_dtypes")]
 
 # Five decimals of a hundred dB: float32 has seven.
 DB = 1e-4

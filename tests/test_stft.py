@@ -56,6 +56,7 @@ def covered(config, n_frames, length):
     return np.pad(total, (0, length - len(total))) > WELL_COVERED * total.max()
 
 
+@pytest.mark.optimised
 @strict
 @pytest.mark.parametrize("n_samples", [2400, 2049])
 @pytest.mark.parametrize("config", GRID, ids=str)
@@ -70,6 +71,7 @@ def test_stft_equals_librosa(config, n_samples):
     assert_close(spectrum, expected)
 
 
+@pytest.mark.optimised
 @strict
 @pytest.mark.parametrize("config", GRID, ids=str)
 def test_istft_of_any_spectrum_equals_librosa(config):
@@ -86,6 +88,7 @@ def test_istft_of_any_spectrum_equals_librosa(config):
     assert_close(signal[where], expected[where])
 
 
+@pytest.mark.optimised
 @strict
 @pytest.mark.parametrize("config", GRID, ids=str)
 def test_round_trip(config):
@@ -113,6 +116,7 @@ def test_round_trip_fails_where_it_must():
     assert jnp.abs(istft(shifted, right, length=4000) - signal).max() > 1e-3
 
 
+@pytest.mark.optimised
 def test_the_default_makes_1025_by_302_of_the_longest_clip_and_gives_it_back():
     signal = noise(77_276)
     spectrum = stft(jnp.asarray(signal))
@@ -191,6 +195,7 @@ def test_vmap_equals_loop():
     assert_close(back, np.asarray(signals))
 
 
+@pytest.mark.optimised
 def test_gradients_equal_finite_differences():
     config = STFTConfig(32, 24, 7)
     with jax.enable_x64(True):
@@ -239,6 +244,7 @@ def convergence(magnitude, waveform):
     return float(jnp.linalg.norm(magnitude - rebuilt) / jnp.linalg.norm(magnitude))
 
 
+@pytest.mark.optimised
 def test_griffin_lim_equals_librosa_from_zero_phase():
     magnitude = jnp.abs(stft(jnp.asarray(tones()), CONFIG))
     ours = griffin_lim(magnitude, CONFIG, length=4000, n_iterations=8)
