@@ -223,14 +223,19 @@ def test_another_process_decodes_the_same(tmp_path):
 
 
 def test_other_lengths_compile_nothing():
-    for n_samples in (8_000, 78_000):
-        decompress(compress(speechlike(n_samples), settings=DEFAULT))
+    def there_and_back(n_samples):
+        settings = DEFAULT if n_samples < 40_000 else MIXED
+        decompress(compress(speechlike(n_samples), settings=settings))
+
+    # Three sizes of a clip's only segment, and windows of several.
+    for n_samples in (8_000, 30_000, 77_276, 78_000):
+        there_and_back(n_samples)
     with Compilations() as compilations:
         jax.jit(lambda x: x + 123.0)(jnp.zeros(3))
         assert compilations.count, "compilations are not seen"
         before = compilations.count
-        for n_samples in (900, 77_276, 90_000):
-            decompress(compress(speechlike(n_samples), settings=DEFAULT))
+        for n_samples in (900, 20_000, 70_000, 90_000):
+            there_and_back(n_samples)
         assert compilations.count == before
 
 
