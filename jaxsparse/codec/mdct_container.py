@@ -7,7 +7,7 @@ rate and a CRC-32. ``docs/format.md`` describes the bytes.
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -165,13 +165,19 @@ def is_mdct(data: bytes) -> bool:
     return data[len(MAGIC) : len(MAGIC) + 1] == bytes([VERSION])
 
 
-def unpack(data: bytes, *, conceal: bool = False) -> MDCTContainer:
+def unpack(
+    data: bytes,
+    *,
+    conceal: bool = False,
+    on_damage: Callable[[int], object] = lambda number: None,
+) -> MDCTContainer:
     """Takes a file apart and checks all of its checksums; decodes nothing.
 
     Args:
         data: The file.
         conceal: Whether damaged segments, and those that are cut off, are silence instead of an
             error. Without the header nothing can be decoded.
+        on_damage: Called with the number of each such segment.
 
     Raises:
         ContainerError: If the bytes are not a whole, unaltered file of version 3.
@@ -188,6 +194,7 @@ def unpack(data: bytes, *, conceal: bool = False) -> MDCTContainer:
         except ContainerError:
             if not conceal:
                 raise
+            on_damage(number)
             segment, offset = SILENCE, _next_segment(view, number, offset)
         segments.append(segment)
     if offset != len(data) and not conceal:
