@@ -36,15 +36,14 @@ def load_mask(path: str | os.PathLike[str]) -> Bool[np.ndarray, "..."]:
         JaxsparseError: If it holds no mask; the message doesn't name the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise JaxsparseError("is no .npz file, but a single array")
-            if sum(entry.file_size for entry in file.zip.infolist()) > _MAX_BYTES:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
                 raise JaxsparseError(f"holds more than a mask of {MAX_ENTRIES} entries")
+        with np.load(path, allow_pickle=False) as file:
             return _unpack(file)
+    except JaxsparseError:
+        raise
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, JaxsparseError):
-            raise
         raise JaxsparseError("is no .npz file, or a damaged one") from error
 
 
