@@ -6,7 +6,7 @@ decoder gets; decoded signals are cut so that they lie on the originals. PESQ in
 and extended STOI, and with --visqol ViSQOL, are reported as mean and standard error over the clips,
 and times as multiples of those of Opus on the same clip in the same run.
 
-Codecs that this machine lacks are listed with the reason. The extra ``bench`` brings Opus, LC3 and
+Codecs that this machine lacks are listed with the reason. The extra ``peers`` brings Opus, LC3 and
 ViSQOL; Debian's packages libvo-amrwbenc0, libopencore-amrwb0, libcodec2-1.0 and libspeex1 bring
 AMR-WB, Codec2 and Speex; Node and the npm package @wasm-audio-decoders/opus-ml, in node_modules or
 $NODE_PATH, bring LACE and NoLACE. MP3 and FLAC come with the core.

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,7 @@ from jaxsparse.mask_files import fit_mask
 from jaxsparse.quantizer import Coded, noise_signs
 from jaxsparse.transforms.grid import BAND_FRAMES, HOP_LENGTH, LEVEL_DB, N_BANDS, N_LEVELS
 from jaxsparse.transforms.mdct import imdct
-
-Progress: TypeAlias = Callable[[int, int], None]
+from jaxsparse.types import Progress
 
 _DEFAULT = MDCTSettings()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +39,7 @@ from jaxsparse.pretrained import NAMES, NO_WEIGHTS, Pretrained, choose_pretraine
 from jaxsparse.reconstruct import put_back, then, to_spectrum
 from jaxsparse.spectrogram import log_power, phase_mask
 from jaxsparse.transforms.stft import STFTConfig, overlap_add, stft, window_sum, windowed_frames
-from jaxsparse.types import SAMPLE_RATE
-
-Progress: TypeAlias = Callable[[int, int], None]
+from jaxsparse.types import SAMPLE_RATE, Progress
 
 # Frames on each side of a segment for decoders that see everything.
 _CONTEXT = 64

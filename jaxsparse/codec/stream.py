@@ -1,7 +1,6 @@
 """Audio to the bytes of a ``.jsac`` file and back, on either grid."""
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -12,8 +11,7 @@ from jaxsparse.codec.stft_stream import STFTSettings
 from jaxsparse.codec.weights import MDCTCodec
 from jaxsparse.errors import JaxsparseError
 from jaxsparse.pretrained import Pretrained
-
-Progress: TypeAlias = Callable[[int, int], None]
+from jaxsparse.types import Progress
 
 GRIDS = {"mdct": MDCTSettings, "stft": STFTSettings}
 """Grids by name, and what `compress` may be told about each."""
