@@ -1,8 +1,4 @@
-"""Makes the files of the corpus that are not found by fuzzing: valid ones, and faulty ones.
-
-The same bytes on every machine; ``python -m tests.fuzz.make`` writes them and the README of the
-faulty ones. The messages stand here, and are not asked of the decoder.
-"""
+"""Files of versions 1 and 2 for the corpus: valid ones, and faulty ones."""
 
 import copy
 import json
@@ -10,8 +6,7 @@ import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from importlib import resources
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,48 +14,15 @@ from jaxsparse.codec import container
 from jaxsparse.codec.entropy import Encoder, LevelClass, code_bitmap, code_levels
 from jaxsparse.codec.header import FIELDS, Header, Integer
 from jaxsparse.codec.segment import PARTS, Segment, complete_mask, encode_segment
-from tests.fuzz import jsac
+from tests.fuzz import stft_file
+from tests.fuzz.faults import Fault, flip
 
-CORPUS = Path(__file__).parent / "corpus"
 NETWORK = "random-95"
 POSITIONS: dict[str, Any] = {"coded_share": "1", "loudest": False}
 RANDOM: dict[str, Any] = {"coded_share": "0", "loudest": False}
 
-_README = """\
-# Faulty files
-
-What a decoder of `.jsac` files must refuse: `jaxsparse decompress` says the message in one line
-behind the file's name, leaves with exit code 2 and writes nothing. So does `jaxsparse info`, except
-for the files marked *decoded*, whose fault lies in what is coded or in the network: info decodes
-nothing. Checksums and sizes fit unless the fault is in them.
-
-`python -m tests.fuzz.make` makes the files and this table.
-
-| file | bytes | what is wrong | message |
-| --- | ---: | --- | --- |
-"""
-
-
 _NO_FLAG = "a flag in the header is neither 0 nor 1"
 _OF_NOTHING = "no positions are stored that could be those of the loudest bins"
-
-
-class Fault(NamedTuple):
-    """A file that a decoder must refuse.
-
-    Attributes:
-        name: Of the file, without its suffix.
-        fault: What is wrong.
-        message: That the command must give behind the file's name.
-        data: The file.
-        decoded: Whether the fault shows only when the file is decoded.
-    """
-
-    name: str
-    fault: str
-    message: str
-    data: bytes
-    decoded: bool = False
 
 
 def _network_sha256() -> str:
@@ -151,36 +113,32 @@ def faulty_files() -> Iterator[Fault]:
     yield from _faults_of_code()
 
 
-def _file(**changes: Any) -> jsac.File:
-    file = jsac.take_apart(make_file(make_header(**changes)))
+def _file(**changes: Any) -> stft_file.File:
+    file = stft_file.take_apart(make_file(make_header(**changes)))
     assert file is not None
     return file
 
 
-def _with(file: jsac.File, **changes: Any) -> bytes:
+def _with(file: stft_file.File, **changes: Any) -> bytes:
     changed = copy.deepcopy(file)
     for name, value in changes.items():
         if name in changed.fields:
             changed.fields[name] = value
         else:
             setattr(changed, name, value)
-    return jsac.put_together(changed)
+    return stft_file.put_together(changed)
 
 
-def _flip(data: bytes, place: int) -> bytes:
-    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
-
-
-def _part_starts(file: jsac.File) -> list[int]:
+def _part_starts(file: stft_file.File) -> list[int]:
     """Where the parts and what follows them begin."""
     sizes = [8 + len(payload) for payload in file.payloads]
-    start = len(jsac.put_together(file)) - len(file.tail) - sum(sizes)
+    start = len(stft_file.put_together(file)) - len(file.tail) - sum(sizes)
     return [start + sum(sizes[:number]) for number in range(len(sizes) + 1)]
 
 
 def _faults_of_bytes() -> Iterator[Fault]:
     file = _file()
-    data = jsac.put_together(file)
+    data = stft_file.put_together(file)
     size = len(data)
     in_header = "the file ends in its header"
     header_damaged = "the header is damaged"
@@ -205,11 +163,11 @@ def _faults_of_bytes() -> Iterator[Fault]:
             f"header-size-{value}",
             f"the header claims {value} bytes",
             message,
-            jsac.put_together(file, header_size=value),
+            stft_file.put_together(file, header_size=value),
         )
-    yield Fault("header-bit", "a bit of the header flipped", header_damaged, _flip(data, 25))
+    yield Fault("header-bit", "a bit of the header flipped", header_damaged, flip(data, 25))
     yield Fault(
-        "header-checksum", "the header's checksum flipped", header_damaged, _flip(data, start - 1)
+        "header-checksum", "the header's checksum flipped", header_damaged, flip(data, start - 1)
     )
     for number, where in (
         *((0, "after-header"), (1, "after-mask"), (2, "after-values"), (3, "after-phase-bitmap")),
@@ -244,19 +202,19 @@ def _faults_of_bytes() -> Iterator[Fault]:
         "file-size-huge",
         "the header claims 2^64 - 1 bytes",
         f"the file is truncated: {size} of {2**64 - 1} bytes",
-        jsac.put_together(file, file_size=2**64 - 1),
+        stft_file.put_together(file, file_size=2**64 - 1),
     )
     yield Fault(
         "file-size-0",
         "the header claims no bytes",
         f"the file is longer than it should be: {size} of 0 bytes",
-        jsac.put_together(file, file_size=0),
+        stft_file.put_together(file, file_size=0),
     )
 
 
 def _faults_of_fields() -> Iterator[Fault]:
     file = _file()
-    size = len(jsac.put_together(file))
+    size = len(stft_file.put_together(file))
     faulty_values = {
         "sample_rate": (0, 999, 2**32 - 1),
         "channels": (0, 255),
@@ -391,6 +349,12 @@ def _faults_of_texts() -> Iterator[Fault]:
             f"network {text!r} is not a usable name",
             _with(file, texts=[sparsity, text.encode()]),
         )
+    yield Fault(
+        "network-escapes",
+        "the network's name is 100 times NUL",
+        "network '" + 24 * r"\x00" + "... is not a usable name",
+        _with(file, texts=[sparsity, bytes(100)]),
+    )
     contradiction = "the header contradicts itself"
     for name, fault, texts in (
         ("texts-not-ascii", "a text is not ASCII", [sparsity, b"m\xc3\xb6xed"]),
@@ -402,7 +366,7 @@ def _faults_of_texts() -> Iterator[Fault]:
 
 def _faults_of_parts() -> Iterator[Fault]:
     file = _file()
-    data = jsac.put_together(file)
+    data = stft_file.put_together(file)
     starts = _part_starts(file)
     for number in (0, 1, 2, 3, 5):
         name = PARTS[number % 4]
@@ -410,13 +374,13 @@ def _faults_of_parts() -> Iterator[Fault]:
             f"{name.replace('_', '-')}-bit-{number // 4}",
             f"a bit of the {name} part of segment {number // 4} flipped",
             f"the {name} part of segment {number // 4} is damaged",
-            _flip(data, starts[number] + 9),
+            flip(data, starts[number] + 9),
         )
     yield Fault(
         "part-checksum",
         "a part's checksum flipped",
         "the values part of segment 0 is damaged",
-        _flip(data, starts[1] + 4),
+        flip(data, starts[1] + 4),
     )
     huge = data[: starts[1]] + b"\xff" * 4 + data[starts[1] + 4 :]
     yield Fault(
@@ -488,7 +452,7 @@ def _faults_of_code() -> Iterator[Fault]:
         message: str,
         number: int,
         payload: bytes,
-        source: jsac.File = file,
+        source: stft_file.File = file,
     ) -> Fault:
         payloads = [*source.payloads[:number], payload, *source.payloads[number + 1 :]]
         return Fault(name, fault, message, _with(source, payloads=payloads), decoded=True)
@@ -525,7 +489,7 @@ def _faults_of_code() -> Iterator[Fault]:
             f"a bit flipped that doesn't change what the {said} part codes",
             f"the {said} part is not as an encoder writes it",
             number,
-            _flip(file.payloads[number], len(file.payloads[number]) - 4),
+            flip(file.payloads[number], len(file.payloads[number]) - 4),
         )
         yield fault(
             f"{slug}-noise",
@@ -640,36 +604,3 @@ def _values_of_a_wider_span() -> bytes:
     relative = np.where(mask, levels - base, 0)
     code_levels(coder, relative, [LevelClass(mask, 0, span)], header.value_step_mdb)
     return struct.pack("<hHH", base, span, span) + coder.data()
-
-
-def readme(faults: list[Fault]) -> str:
-    """The table of the faulty files."""
-    lines = []
-    for fault in faults:
-        told = fault.fault + " (*decoded*)" * fault.decoded
-        told, message = (text.replace("|", "\\|") for text in (told, fault.message))
-        lines.append(f"| {fault.name}.jsac | {len(fault.data)} | {told} | `{message}` |\n")
-    return _README + "".join(lines)
-
-
-def files() -> dict[str, bytes]:
-    """All files that this makes, by their place in the corpus."""
-    faults = list(faulty_files())
-    made = {f"valid/{name}.jsac": data for name, data in valid_files()}
-    made |= {f"faulty/{fault.name}.jsac": fault.data for fault in faults}
-    return made | {"faulty/README.md": readme(faults).encode()}
-
-
-def main() -> None:
-    """Writes the files, and removes those that it doesn't make any more."""
-    made = files()
-    for folder in ("valid", "faulty"):
-        (CORPUS / folder).mkdir(parents=True, exist_ok=True)
-        for path in (CORPUS / folder).iterdir():
-            path.unlink()
-    for name, data in made.items():
-        (CORPUS / name).write_bytes(data)
-
-
-if __name__ == "__main__":
-    main()
