@@ -53,10 +53,14 @@ def make_models() -> dict[str, ContextModel]:
         second = _spread((n_first, n_second), salt + 2) + 0.5
         third = _spread((n_second,), salt + 4) + 0.5
         tables = _magnitude_tables() if name == "magnitudes" else _level_tables()
+        first, second = np.floor(first / n_inputs * 2**16), np.floor(second / n_first * 2**16)
+        # Two units see so much of the rate that floats of 32 bits hold little else; what they pass
+        # on is their difference.
+        first[:, -1, :2], second[1] = 2**28, -second[0]
         made[name] = ContextModel(
-            np.floor(first / n_inputs * 2**16),
+            first,
             np.floor((_spread((n_groups, layout.n_places, n_first), salt + 6)) * 2**16),
-            np.floor(second / n_first * 2**16),
+            second,
             np.floor(_spread((n_second,), salt + 8) * 2**24),
             np.floor(third / n_second * len(tables) / 2 * 2**16),
             np.floor(np.float64(-0.1) * 2**24),
