@@ -38,7 +38,7 @@ help:  ## Show what there is to make
 
 setup: $(VENV)/.ready  ## Make the virtual environment (the others do so by themselves)
 
-demo: $(VENV)/.ready  ## Compress a sentence, decompress it, write the page demo/index.html
+demo: $(VENV)/.ready  ## Code a sentence at 3, 6 and 12 kbit/s, write the page demo/index.html
 	$(BIN)/jaxsparse demo --out $(DEMO) --force
 
 gallery: $(VENV)/.ready  ## Fill in masks of two kinds, by two decoders, for the page gallery/index.html

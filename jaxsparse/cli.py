@@ -357,6 +357,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             arguments.out,
             force=arguments.force,
             version=jaxsparse.__version__,
+            kbps=arguments.kbps,
             masks=arguments.mask,
             report=_step,
         )
@@ -601,6 +602,14 @@ Make a 16-bit WAV file of a .jsac file, of the original sample rate, channels an
 
 """ + _FOLDERS.format(kind=".jsac file", suffix=".wav")
 
+_DEMO = """\
+Compress a clip at several rates, and once in the way of the thesis, and decompress it again.
+
+DIR gets index.html, a page that loads nothing from elsewhere: it switches between the original and
+what was decoded while they play, and shows spectrograms, what each file keeps, its size, PESQ and
+STOI. The .jsac and .wav files, the pictures and scores.json lie beside it.
+"""
+
 _DECOMPRESS_EXAMPLES = """\
 examples:
   jaxsparse decompress speech.jsac                   to speech.wav
@@ -638,7 +647,7 @@ class _Version(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="jaxsparse",
-        description="Store speech as a few bins of its spectrogram; a network fills in the rest.",
+        description="Store speech as a few of its coefficients; networks fill in the rest.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -805,7 +814,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = command(
         "demo",
         _demo,
-        "compress a clip with several kinds of mask, and write a page to hear and see them",
+        "compress a clip at several rates, and write a page to hear and see what is left",
+        description=_DEMO,
     )
     demo.add_argument(
         "--input",
@@ -822,11 +832,20 @@ def _parser() -> argparse.ArgumentParser:
         help="directory to make (default: jaxsparse-demo)",
     )
     demo.add_argument(
+        "--kbps",
+        nargs="*",
+        type=float,
+        default=[3.0, 6.0, 12.0],
+        metavar="KBPS",
+        help="rates on the MDCT grid, in kbit/s (default: 3 6 12)",
+    )
+    demo.add_argument(
         "--mask",
-        nargs="+",
-        default=["random", "learned"],
+        nargs="*",
+        default=["learned"],
         metavar="POLICY",
-        help="kinds of mask to compare, as compress takes them (default: random learned)",
+        help="kinds of mask on the STFT grid of the thesis, as compress takes them (default: "
+        "learned); without a value, that grid is left out",
     )
     _add_force(demo)
     return parser
