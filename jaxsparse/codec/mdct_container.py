@@ -238,15 +238,15 @@ def _next_segment(data: memoryview, number: int, n_segments: int, offset: int) -
     """
     following = range(number + 1, min(number + 1 + _MAX_LOST, n_segments))
     for start in range(offset, len(data) - _SEGMENT.size + 1) if following else ():
+        n_words, step, rate, crc = _SEGMENT.unpack_from(data, start)
+        words = data[start + _SEGMENT.size :][: 4 * n_words]
         # What can't be is found without its checksum, so that the search takes little.
-        if not _is_possible(*_SEGMENT.unpack_from(data, start)[:3]):
+        if not _is_possible(n_words, step, rate) or len(words) != 4 * n_words:
             continue
+        segment = CodedSegment(step, rate, words)
         for candidate in following:
-            try:
-                _unpack_segment(data, candidate, start)
-            except ContainerError:
-                continue
-            return candidate, start
+            if crc == _segment_crc(candidate, n_words, segment):
+                return candidate, start
     return n_segments, len(data)
 
 
