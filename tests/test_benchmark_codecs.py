@@ -233,6 +233,7 @@ def test_a_run_has_rows_means_a_table_and_plots(data, tmp_path, peers, capsys):
         )
         # Without loss: the highest scores that there are.
         assert group["pesq_wb"]["mean"] > 4.6 and group["stoi"]["mean"] > 0.999
+        assert group["moved_pesq_wb"]["mean"] > 4.6
     assert pcm["encode_times_opus"] > 0 and pcm["encode_real_time_factor"] > 0
     assert [line[:3] for line in lines[-len(PUBLISHED) :]] == [
         [each.name, f"{each.kbps:g}", f"{each.pesq_wb:.2f}"] for each in PUBLISHED
