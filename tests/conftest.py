@@ -22,6 +22,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 from hypothesis import settings
+from jax.experimental.compilation_cache import compilation_cache
 
 pytest_plugins = ["leftovers"]
 
@@ -56,6 +57,28 @@ def pytest_runtest_call():
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Runs of a program that differ in nothing that is compiled compile once: JAX's settings.
+
+    For files that run the same training several times, each of which traces functions anew. In all
+    others what is written costs more than what is found again saves.
+    """
+    wanted = {
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield wanted
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

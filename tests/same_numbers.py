@@ -87,8 +87,7 @@ def measure() -> dict[str, Any]:
             name: float(metrics.mse(reference=db[None], estimate=estimate[None])[0])
             for name, estimate in restored.items()
         },
-        "PESQ": {name: _pesq(signal, sound) for name, sound in sounds.items()},
-        "STOI": {name: _stoi(signal, sound) for name, sound in sounds.items()},
+        **_scores(signal, sounds),
     }
 
 
@@ -120,20 +119,21 @@ def _spectrum(db: jax.Array, spectrum: jax.Array) -> jax.Array:
     return 10 ** (db / 20) * jnp.exp(1j * jnp.angle(spectrum))
 
 
-def _pesq(reference: np.ndarray, estimate: np.ndarray) -> float:
-    return float(
-        metrics.reference_pesq(
-            reference=reference[None], estimate=estimate[None], sample_rate=16_000
-        ).values[0]
-    )
-
-
-def _stoi(reference: np.ndarray, estimate: np.ndarray) -> float:
-    return float(
-        metrics.reference_stoi(
-            reference=reference[None], estimate=estimate[None], sample_rate=16_000
-        ).values[0]
-    )
+def _scores(reference: np.ndarray, estimates: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    pair: dict[str, Any] = {
+        "reference": np.stack([reference] * len(estimates)),
+        "estimate": np.stack(list(estimates.values())),
+        "sample_rate": 16_000,
+    }
+    with metrics.ScorePool(1) as pool:
+        found = {
+            "PESQ": metrics.reference_pesq(**pair, pool=pool).values,
+            "STOI": metrics.reference_stoi(**pair, pool=pool).values,
+        }
+    return {
+        name: dict(zip(estimates, map(float, values), strict=True))
+        for name, values in found.items()
+    }
 
 
 def _digest(mask: jax.Array) -> str:

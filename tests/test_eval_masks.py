@@ -17,7 +17,7 @@ from eval import masks, masks_report
 from eval.rows import RowFile, lock_folder
 from jaxsparse import objectives, pretrained
 from jaxsparse.masks import count_observed, random_mask, unpack_mask
-from jaxsparse.metrics import reference_pesq, reference_stoi
+from jaxsparse.metrics import ScorePool, reference_pesq, reference_stoi
 from jaxsparse.pretrained import Card, Pretrained
 from jaxsparse.reconstruct import to_waveform
 from jaxsparse.spectrogram import log_power, phase_mask
@@ -149,8 +149,14 @@ SCORED = (
 )
 
 
+@pytest.fixture(scope="module")
+def pool():
+    with ScorePool(1) as pool:
+        yield pool
+
+
 @pytest.mark.parametrize("method", SCORED)
-def test_rows_are_what_the_mask_gives_by_itself(method, clip, finished):
+def test_rows_are_what_the_mask_gives_by_itself(method, clip, finished, pool):
     signal, _ = soundfile.read(clip, dtype="float32")
     spectrum = stft(jnp.asarray(signal))
     dense = log_power(spectrum)
@@ -170,9 +176,9 @@ def test_rows_are_what_the_mask_gives_by_itself(method, clip, finished):
         sound = to_waveform(jnp.asarray(estimate, jnp.float32), angle, length=N_SAMPLES)
         batch = {"reference": signal[None], "estimate": np.asarray(sound)[None]}
         for band in ("nb", "wb"):
-            scores = reference_pesq(**batch, sample_rate=SAMPLE_RATE, band=band)
+            scores = reference_pesq(**batch, sample_rate=SAMPLE_RATE, band=band, pool=pool)
             assert float(row[f"pesq_{band}"]) == pytest.approx(scores.values[0], abs=2e-3)
-        scores = reference_stoi(**batch, sample_rate=SAMPLE_RATE)
+        scores = reference_stoi(**batch, sample_rate=SAMPLE_RATE, pool=pool)
         np.testing.assert_allclose(float(row["stoi"]), scores.values[0], atol=1e-3)
         if "surrogate" in method and phases == "all":
             seen = likeness(**batch, sample_rate=SAMPLE_RATE, band="nb")[0]

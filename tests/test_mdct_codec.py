@@ -33,6 +33,11 @@ def long_file():
     return codec.compress(speech(LONG)[:, None], RATE)
 
 
+@pytest.fixture(scope="module")
+def whole(long_file):
+    return codec.decompress(long_file)[0]
+
+
 @pytest.mark.parametrize("wanted", [2.4, 3.2, 6.0, 12.0, 16.0])
 def test_rates_are_met(wanted):
     samples = speech(80_000)[:, None]
@@ -41,7 +46,7 @@ def test_rates_are_met(wanted):
 
 
 def test_more_bits_sound_better():
-    samples = speech(48_000)[:, None]
+    samples = speech(30_000)[:, None]
     scores = []
     for wanted in (3.0, 8.0, 24.0):
         data = codec.compress(samples, RATE, MDCTSettings(kbps=wanted))
@@ -52,7 +57,7 @@ def test_more_bits_sound_better():
 
 
 def test_shares_are_met():
-    samples = speech(48_000)[:, None]
+    samples = speech(30_000)[:, None]
     for share in (0.9, 0.97):
         data = codec.compress(samples, RATE, MDCTSettings(sparsity=share))
         header, segments = mdct_container.unpack(data)
@@ -87,13 +92,11 @@ def test_any_length_comes_back(n_samples):
 
 
 def test_silence_between_speech_is_silent():
-    samples = speech(250_000)[:, None].copy()
+    samples = speech(180_000)[:, None].copy()
     samples[80_000:170_000] = 0
     data = codec.compress(samples, RATE)
-    assert [len(segment.data) > 0 for segment in mdct_container.unpack(data).segments] == [
-        *(True, False),
-        *(True, True),
-    ]
+    written = [len(segment.data) > 0 for segment in mdct_container.unpack(data).segments]
+    assert written == [True, False, True]
     decoded, _ = codec.decompress(data)
     assert not decoded[82_500:163_000].any()
 
@@ -120,8 +123,7 @@ def test_bandwidth_leaves_out_what_is_above():
     assert spectrum[18_000:].sum() < 0.01 * spectrum.sum()
 
 
-def test_a_part_is_what_the_whole_has_there(long_file):
-    whole, _ = codec.decompress(long_file)
+def test_a_part_is_what_the_whole_has_there(long_file, whole):
     for start, duration in ((0.0, 1.0), (4.9, 0.5), (6.5, 3.0), (3.3, None)):
         part, _ = codec.decompress(long_file, start=start, duration=duration)
         first = round(start * RATE)
@@ -165,8 +167,7 @@ def test_parts_that_are_none_are_refused(long_file, span):
         codec.decompress(long_file, **span)
 
 
-def test_concealed_damage_costs_its_segment_alone(long_file):
-    whole, _ = codec.decompress(long_file)
+def test_concealed_damage_costs_its_segment_alone(long_file, whole):
     header, segments = mdct_container.unpack(long_file)
     place = mdct_container.header_size(header) + 9 + len(segments[0].data) + 40
     spoiled = bytearray(long_file)
@@ -185,24 +186,22 @@ def test_concealed_damage_costs_its_segment_alone(long_file):
     assert np.abs(concealed[frames + 256 : 2 * frames - 512]).max() < 1e-3
 
 
-def test_segments_join_without_a_seam(long_file):
+def test_segments_join_without_a_seam(whole):
     """The error where segments meet is no larger than elsewhere."""
-    decoded, _ = codec.decompress(long_file)
-    error = np.abs(decoded[:, 0] - speech(LONG)).reshape(-1, 250).mean(axis=1)
+    error = np.abs(whole[:, 0] - speech(LONG)).reshape(-1, 250).mean(axis=1)
     seam = mdct_container.FRAMES_PER_SEGMENT * 256 // 250
     assert error[seam - 3 : seam + 3].max() <= 1.5 * np.sort(error)[-10]
 
 
-def test_decoding_does_not_depend_on_what_was_decoded_before(long_file):
-    first, _ = codec.decompress(long_file)
+def test_decoding_does_not_depend_on_what_was_decoded_before(long_file, whole):
     codec.decompress(long_file, start=6.0, duration=1.0)
     again, _ = codec.decompress(long_file)
-    assert (first == again).all()
+    assert (whole == again).all()
 
 
 @pytest.mark.parametrize("effort", [1])
 def test_effort_keeps_to_the_bits_and_sounds_better(effort):
-    samples = speech(30_000)[:, None]
+    samples = speech(7_900)[:, None]
     plain = codec.compress(samples, RATE, MDCTSettings(kbps=6.0))
     done = []
     searched = codec.compress(

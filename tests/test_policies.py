@@ -55,9 +55,10 @@ def test_a_count_out_of_range_is_refused(policy, spectrogram, key):
 def test_batches_are_loops(policy, key):
     keys = jax.random.split(key, 3)
     clips = jax.random.normal(key, (3, *SHAPE))
-    masks = jax.vmap(policy, (0, 0, None))(keys, clips, 100)
+    masks = jax.jit(jax.vmap(policy, (0, 0, None)))(keys, clips, 100)
+    alone = jax.jit(policy)
     for own, clip, mask in zip(keys, clips, masks, strict=True):
-        np.testing.assert_array_equal(mask, policy(own, clip, 100))
+        np.testing.assert_array_equal(mask, alone(own, clip, 100))
 
 
 @each
@@ -161,7 +162,7 @@ def test_blue_noise_has_no_low_frequencies(share, key):
     """White noise has a power of one everywhere; holes and clumps would be low frequencies."""
     shape = (129, 101)
     count = int(share * 129 * 101)
-    masks = jax.vmap(lambda k: blue_noise_mask(k, shape, count))(jax.random.split(key, 8))
+    masks = jax.jit(jax.vmap(lambda k: blue_noise_mask(k, shape, count)))(jax.random.split(key, 8))
     power = np.abs(np.fft.fft2(masks - np.mean(masks, axis=(1, 2), keepdims=True))) ** 2
     power = power.mean(axis=0) / (share * (1 - share) * 129 * 101)
     radius = np.hypot(*np.meshgrid(np.fft.fftfreq(129), np.fft.fftfreq(101), indexing="ij"))
@@ -171,13 +172,15 @@ def test_blue_noise_has_no_low_frequencies(share, key):
 
 
 def test_blue_noise_keeps_each_bin_as_often(key):
-    masks = jax.vmap(lambda k: blue_noise_mask(k, (20, 12), 24))(jax.random.split(key, 4000))
+    draw = jax.jit(jax.vmap(lambda k: blue_noise_mask(k, (20, 12), 24)))
+    masks = draw(jax.random.split(key, 4000))
     # Five standard deviations of 4,000 draws.
     np.testing.assert_allclose(np.mean(masks, axis=0), 0.1, atol=5 * np.sqrt(0.09 / 4000))
 
 
 def test_more_of_blue_noise_is_more_of_the_same(key):
-    fewer, more = (blue_noise_mask(key, (40, 70), count) for count in (100, 1000))
+    draw = jax.jit(lambda count: blue_noise_mask(key, (40, 70), count))
+    fewer, more = draw(100), draw(1000)
     assert bool(jnp.all(more | ~fewer))
 
 

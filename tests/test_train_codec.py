@@ -20,6 +20,8 @@ from train import codec as train_codec
 from train import context as train_context
 from train.loop import Stopped
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 N_SAMPLES = 9_000
 
 

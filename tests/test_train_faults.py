@@ -16,10 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxsparse import checkpoint
 from jaxsparse.audio import write_wav
@@ -52,24 +50,10 @@ def write_clips(directory, *, seconds=0.2, count=5):
         write_wav(directory / f"{i}.wav", samples, 16_000)
 
 
-CACHE = {
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
-
-
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def cache(compiled_once):
     """Every run compiles the same step: the first one does, for the processes too."""
-    wanted = {**CACHE, "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache"))}
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield wanted
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    return compiled_once
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +83,7 @@ class End:
     """What a finished run leaves behind, without times."""
 
     def __init__(self, workdir):
+        self.workdir = workdir
         self.network = (workdir / "network.safetensors").read_bytes()
         with (workdir / "log.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -117,6 +102,29 @@ def whole(corpus, tmp_path_factory):
     assert [int(step) for step, *_ in end.log] == [2, 3, 5, 6, 8, 9, 11, 12]
     assert len({loss for _, loss, _ in end.log}) == 8
     return end
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Settings of a run of three steps, whose clips were moved since, and which went on there."""
+    folder = tmp_path_factory.mktemp("short")
+    settings = Settings(folder / "corpus", folder / "run", **SIZES)
+    settings = dataclasses.replace(settings, steps=3)
+    write_clips(settings.data)
+    assert main.main(arguments(settings)) == 0
+    moved = settings.data.rename(folder / "elsewhere")
+    settings = dataclasses.replace(settings, data=moved)
+    assert main.main(arguments(settings, "--resume")) == 0
+    return settings
+
+
+@pytest.fixture
+def short(short_run, tmp_path):
+    """Settings of a copy of that run and of its clips, which a test may change."""
+    data, workdir = (tmp_path / path.name for path in (short_run.data, short_run.workdir))
+    shutil.copytree(short_run.data, data)
+    shutil.copytree(short_run.workdir, workdir)
+    return dataclasses.replace(short_run, data=data, workdir=workdir)
 
 
 def newest_step(settings):
@@ -464,7 +472,7 @@ def test_no_room_for_the_network(settings, whole, disk, monkeypatch, capfd):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(settings, whole, caplog):
-    assert main.main(arguments(settings)) == 0
+    shutil.copytree(whole.workdir, settings.workdir)
     (settings.workdir / "network.safetensors").unlink()
     checkpoints = settings.workdir / "checkpoints"
     largest = max((checkpoints / "12").rglob("*"), key=lambda path: path.stat().st_size)
@@ -529,32 +537,28 @@ def test_the_log_of_another_loss_is_no_damage(tmp_path, caplog):
     assert not [r for r in caplog.records if r.name == "jaxsparse.checkpoint"]
 
 
-def test_a_state_that_is_not_the_loaders_is_one_error(settings, capfd):
-    assert main.main(arguments(settings, "--steps", "3")) == 0
-    path = settings.workdir / "checkpoints" / "3"
+def test_a_state_that_is_not_the_loaders_is_one_error(short, capfd):
+    path = short.workdir / "checkpoints" / "3"
     about = json.loads((path / "about" / "metadata").read_text())
     about["data"]["loader"] = {"next": 1}
     (path / "about" / "metadata").write_text(json.dumps(about))
     (path / "SHA256SUMS").write_bytes(checkpoint._sums(path))
-    capfd.readouterr()
-    assert main.main(arguments(settings, "--steps", "3", "--resume")) == 2
+    assert main.main(arguments(short, "--resume")) == 2
     line = f"train: {path}: the loader can't go on from its state"
     assert capfd.readouterr().err.splitlines()[-1] == line
 
 
-def test_no_good_checkpoint_is_an_error(settings, capfd, caplog):
-    assert main.main(arguments(settings, "--steps", "3")) == 0
-    checkpoints = settings.workdir / "checkpoints"
+def test_no_good_checkpoint_is_an_error(short, capfd, caplog):
+    checkpoints = short.workdir / "checkpoints"
     (checkpoints / "3" / "SHA256SUMS").unlink()
-    before = sorted(settings.workdir.rglob("*"))
-    capfd.readouterr()
-    assert main.main(arguments(settings, "--steps", "3", "--resume")) == 2
+    before = sorted(short.workdir.rglob("*"))
+    assert main.main(arguments(short, "--resume")) == 2
     line = f"train: {checkpoints}: no checkpoint is whole and unaltered"
     assert capfd.readouterr().err.splitlines() == [line]
     assert [record.getMessage() for record in caplog.records if record.name != "absl"] == [
         f"{checkpoints / '3'} is damaged and passed over: it has no SHA256SUMS"
     ]
-    assert sorted(settings.workdir.rglob("*")) == before
+    assert sorted(short.workdir.rglob("*")) == before
 
 
 def test_a_loss_that_is_not_finite_is_never_saved(settings, capfd):
@@ -604,21 +608,13 @@ def make_one_unusable(corpus):
 
 
 @pytest.mark.parametrize("change", [change_a_name, change_a_size, leave_one_out, make_one_unusable])
-def test_resuming_on_other_data_is_refused(settings, tmp_path, change, capfd):
-    settings = dataclasses.replace(settings, data=tmp_path / "corpus", steps=3)
-    write_clips(settings.data)
-    assert main.main(arguments(settings)) == 0
-    moved = tmp_path / "elsewhere"
-    settings.data.rename(moved)
-    settings = dataclasses.replace(settings, data=moved)
-    assert main.main(arguments(settings, "--resume")) == 0
-    change(moved)
-    before = (settings.workdir / "log.csv").read_text()
-    capfd.readouterr()
-    assert main.main(arguments(settings, "--resume")) == 2
+def test_resuming_on_other_data_is_refused(short, change, capfd):
+    change(short.data)
+    before = (short.workdir / "log.csv").read_text()
+    assert main.main(arguments(short, "--resume")) == 2
     *_, line = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"train: {settings.workdir} holds a run with another clips.")
-    assert (settings.workdir / "log.csv").read_text() == before
+    assert line.startswith(f"train: {short.workdir} holds a run with another clips.")
+    assert (short.workdir / "log.csv").read_text() == before
 
 
 def test_the_fingerprint_is_of_names_and_sizes(corpus, tmp_path):
@@ -633,13 +629,11 @@ def test_the_fingerprint_is_of_names_and_sizes(corpus, tmp_path):
     assert json.loads(json.dumps(prints[0])) == prints[0]
 
 
-def test_other_settings_are_named_with_both_values(settings, capfd):
-    assert main.main(arguments(settings, "--steps", "3")) == 0
-    argv = arguments(settings, "--steps", "3", "--resume", "--seed", "4", "--weight-decay", "0")
-    capfd.readouterr()
+def test_other_settings_are_named_with_both_values(short, capfd):
+    argv = arguments(short, "--resume", "--seed", "4", "--weight-decay", "0")
     assert main.main(argv) == 2
     assert capfd.readouterr().err.splitlines() == [
-        f"train: {settings.workdir} holds a run with another weight_decay (0.0005, now 0.0), "
+        f"train: {short.workdir} holds a run with another weight_decay (0.0005, now 0.0), "
         "seed (0, now 4): take another folder"
     ]
 
