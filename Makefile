@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
 GALLERY ?= gallery
+LISTEN ?= listen
+DATA ?= $(JAXSPARSE_DATA)/test
 # By default the pinned versions; lowest-direct and highest are the ends of pyproject.toml's ranges.
 RESOLUTION ?= pinned
 UV_VERSION = 0.13.9
@@ -30,7 +32,7 @@ NUMERICAL = $(shell grep -l 'mark.optimised' tests/test_*.py)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo gallery test lint types test-fast test-optimised test-slow bench format pins \
+.PHONY: help setup demo gallery listen test lint types test-fast test-optimised test-slow bench format pins \
 	package clean
 
 help:  ## Show what there is to make
@@ -39,11 +41,14 @@ help:  ## Show what there is to make
 
 setup: $(VENV)/.ready  ## Make the virtual environment (the others do so by themselves)
 
-demo: $(VENV)/.ready  ## Compress a sentence, decompress it, write the page demo/index.html
+demo: $(VENV)/.ready  ## Code a sentence at 3, 6 and 12 kbit/s, write the page demo/index.html
 	$(BIN)/jaxsparse demo --out $(DEMO) --force
 
 gallery: $(VENV)/.ready  ## Fill in masks of two kinds, by two decoders, for the page gallery/index.html
 	$(BIN)/python -m eval.gallery --out $(GALLERY) --force
+
+listen: $(VENV)/.ready  ## Code clips of DATA with this codec and others for the page listen/index.html
+	$(BIN)/python -m benchmarks.codecs.listen --data "$(DATA)" --out $(LISTEN) --force
 
 test: lint types test-fast  ## Lint, check types and run the tests
 
@@ -83,7 +88,7 @@ package: $(VENV)/.ready  ## Build wheel and sdist into dist/, and try the wheel 
 	TMPDIR=$(UV_TMPDIR) $(BIN)/python tools/check_package.py
 
 clean:  ## Remove the virtual environment and everything generated
-	rm -rf $(VENV) $(DEMO) $(GALLERY) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(GALLERY) $(LISTEN) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready: $(BIN)/python requirements.txt requirements-build.txt pyproject.toml
 	@echo "Installing the packages ($(RESOLUTION)) into $(VENV); the first time takes a minute"

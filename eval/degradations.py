@@ -11,7 +11,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.signal
 
-from jaxsparse import pretrained
+from jaxsparse import codec, pretrained
 from jaxsparse.contracts import Decoder
 from jaxsparse.masks import count_observed, project_to_count
 from jaxsparse.policies import mixed, random
@@ -21,14 +21,18 @@ from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 MaskKind: TypeAlias = Literal["random mask", "clustered mask", "mixed mask"]
-Kind: TypeAlias = Literal[MaskKind, "noise", "clipping", "low-pass", "one sparsity"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+UncodedKind: TypeAlias = Literal[MaskKind, "noise", "clipping", "low-pass", "one sparsity"]
+Kind: TypeAlias = Literal[UncodedKind, "codec", "searched codec"]
+KINDS: tuple[UncodedKind, ...] = get_args(UncodedKind)
 MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 SPARSITIES = (0.8, 0.85, 0.9, 0.95)
 # Bins and frames over which the scores of clustered masks are smoothed.
 _CLUSTER = (3.0, 1.5)
 # Draws of each degradation that is none of a mask.
 _DRAWS = 2
+# Rates that clips are coded at in kbit/s, and effort of the search.
+_KBPS = (2.4, 20.0)
+_EFFORT = 2
 
 
 class Degraded(NamedTuple):
@@ -73,6 +77,31 @@ def same_sparsity(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Itera
     for _ in range(n):
         mask = random(_key(rng), dense, count_observed(dense.shape, SPARSITIES[-1]))
         yield Degraded("one sparsity", SPARSITIES[-1], sound("random-95", mask, False))
+
+
+def coded(
+    name: str, signal: np.ndarray, n: int, n_searched: int, seed: int = 0
+) -> Iterator[Degraded]:
+    """Yields a clip as the codec of the MDCT grid makes it, at rates that are drawn.
+
+    What its search finds goes where the surrogate says that it sounds well: to where the surrogate
+    is most in need of being right.
+
+    Args:
+        name: Of the clip.
+        signal: At 16 kHz, [N].
+        n: Files by the encoder network alone.
+        n_searched: Files by a search.
+        seed: Of all that is drawn.
+    """
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode()), 2))
+    for number in range(n + n_searched):
+        kbps = float(np.exp(rng.uniform(*np.log(_KBPS))))
+        searched = number >= n
+        settings = codec.MDCTSettings(kbps=kbps, effort=_EFFORT if searched else 0)
+        data = codec.compress(signal[:, None], SAMPLE_RATE, settings)
+        decoded, _ = codec.decompress(data)
+        yield Degraded("searched codec" if searched else "codec", kbps, decoded[:, 0])
 
 
 def _masked(rng: np.random.Generator, signal: np.ndarray) -> Iterator[Degraded]:

@@ -32,10 +32,11 @@ from eval.reconstruction import CONFIG, Fill, decoder_names, draw, fill, make_sy
 from eval.report import Phases
 from jaxsparse import audio, policies
 from jaxsparse.demo import Excerpt, read_excerpt
-from jaxsparse.demo_page import TOP_DB, draw_levels, make_environment, make_figure
+from jaxsparse.demo_page import make_environment, make_figure
 from jaxsparse.errors import AudioError, one_line
 from jaxsparse.files import whole_folder
 from jaxsparse.metrics import Metric, Score, ScorePool
+from jaxsparse.plots import draw_levels
 from jaxsparse.policies import POLICIES
 from jaxsparse.pretrained import load_decoder
 from jaxsparse.settings import SettingsError, check_least
@@ -273,7 +274,6 @@ def render_page(settings: Settings, clips: Sequence[Shown], figures: dict[str, A
         sparsities=[f"{100 * sparsity:.6g}" for sparsity in settings.sparsity],
         threshold=settings.phase_threshold,
         seed=settings.seed,
-        top_db=f"{TOP_DB:.0f}",
     )
 
 

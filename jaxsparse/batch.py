@@ -50,11 +50,13 @@ class Coded(NamedTuple):
         content: What is to be written.
         seconds: Of the audio.
         coded_bytes: Of the ``.jsac`` file that holds those seconds; None if it holds more.
+        damages: A line on each part that was concealed.
     """
 
     content: Any
     seconds: float
     coded_bytes: int | None
+    damages: tuple[str, ...] = ()
 
 
 class Work(NamedTuple):
@@ -88,12 +90,13 @@ class AlreadyThere(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What is counted of a file that was made."""
+    """What is counted of a file that was made, and said of it."""
 
     seconds: float
     bytes_in: int
     bytes_out: int
     coded_bytes: int | None
+    notes: tuple[str, ...] = ()
 
 
 Outcome = Done | AlreadyThere | Failure
@@ -328,7 +331,8 @@ def _write(work: Work, made: _Made | AlreadyThere | Failure) -> Outcome:
         # Folders appear with their first file.
         target.parent.mkdir(parents=True, exist_ok=True)
         work.write(target, coded.content)
-        return Done(coded.seconds, made.size, os.stat(target).st_size, coded.coded_bytes)
+        notes = tuple(f"{made.job.source}: {damage}" for damage in coded.damages)
+        return Done(coded.seconds, made.size, os.stat(target).st_size, coded.coded_bytes, notes)
 
     return _attempt(target, write, lambda error: error.errno in _OF_THE_NAME)
 
@@ -375,15 +379,17 @@ def decompression(
     is_part = start > 0 or duration is not None
 
     def code(data: bytes) -> Coded:
+        damages: list[str] = []
         samples, sample_rate = stream.decompress(
             data,
             start=start,
             duration=duration,
             conceal=conceal and mdct_container.is_mdct(data),
+            on_damage=damages.append,
             **networks,
         )
-        coded_bytes = None if is_part else len(data)
-        return Coded((samples, sample_rate), len(samples) / sample_rate, coded_bytes)
+        seconds, coded_bytes = len(samples) / sample_rate, None if is_part else len(data)
+        return Coded((samples, sample_rate), seconds, coded_bytes, tuple(damages))
 
     def write(target: Path, clip: tuple[Any, int]) -> None:
         audio.write_wav(target, *clip)
@@ -401,10 +407,10 @@ def _read_jsac(path: Path) -> bytes:
 
 
 def _is_whole_jsac(path: Path) -> bool:
-    from jaxsparse.codec import stream
+    from jaxsparse.codec.description import describe
 
     try:
-        stream.describe(_read_jsac(path))
+        describe(_read_jsac(path))
     except ContainerError:
         return False
     return True

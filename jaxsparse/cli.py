@@ -74,19 +74,37 @@ def _compress(arguments: argparse.Namespace) -> int | None:
 
         use_cache()
         settings = _settings(arguments)
-        networks = _networks(settings)
+        given = _networks(settings) | _given_mask(arguments)
     with _blaming(arguments.input), _progress("compressing") as progress:
-        data = stream.compress(samples, sample_rate, settings, progress=progress, **networks)
+        data = stream.compress(samples, sample_rate, settings, progress=progress, **given)
     with _blaming(output):
         files.atomic_write(_place(output), data)
-    description = stream.describe(data)
+    models = _find_models(data, arguments.codec) if arguments.json else None
+    description = _describe(data, models)
     say = _report if _place(output) == _place(_STDOUT) else _say
     say(json.dumps(description, indent=2) if arguments.json else _summary(description))
     return None
 
 
+def _given_mask(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Reads the mask that a search found; the errors name its file."""
+    if not _is_mask_file(arguments.mask):
+        return {}
+    from jaxsparse.mask_files import load_mask
+
+    with _blaming(Path(arguments.mask)):
+        return {"mask": load_mask(arguments.mask)}
+
+
+def _is_mask_file(mask: str | None) -> bool:
+    return mask is not None and mask.endswith(".npz")
+
+
 def _compress_files(arguments: argparse.Namespace) -> int:
     from jaxsparse import batch
+
+    if _is_mask_file(arguments.mask):
+        raise _RefusedError(f"--mask {arguments.mask}: is of one clip, and --out DIR is for many")
 
     jobs = _jobs(arguments, batch.JSAC)
     with _blaming():
@@ -100,7 +118,14 @@ def _settings(arguments: argparse.Namespace) -> Any:
     """Makes the settings of the grid; a flag of the other grid is refused."""
     from jaxsparse.codec import MDCTSettings, STFTSettings
 
+    has_mask_file = _is_mask_file(arguments.mask)
+    if has_mask_file and arguments.sparsity is not None:
+        raise _RefusedError("--sparsity: the mask has a sparsity of its own")
     if arguments.grid == "mdct":
+        if arguments.mask is not None and not has_mask_file:
+            raise _RefusedError(
+                "--mask: policies belong to --grid stft; a mask of --grid mdct is a .npz file"
+            )
         _refuse_flags(arguments, "mdct", _STFT_FLAGS)
         return MDCTSettings(
             kbps=arguments.kbps,
@@ -113,7 +138,7 @@ def _settings(arguments: argparse.Namespace) -> Any:
     _refuse_flags(arguments, "stft", _MDCT_FLAGS)
     given = {
         "sparsity": arguments.sparsity,
-        "mask": arguments.mask,
+        "mask": None if has_mask_file else arguments.mask,
         "seed": arguments.seed,
         "value_step_db": arguments.value_step,
         "phase_bits": arguments.phase_bits,
@@ -162,6 +187,8 @@ def _decompress(arguments: argparse.Namespace) -> int | None:
         with _opened(arguments.input) as file:
             data = container.read(file)
         mdct = mdct_container.is_mdct(data)
+        if mdct and arguments.decoder is not None:
+            raise JaxsparseError("is of the MDCT grid, whose networks --codec names, not --decoder")
         if not (mdct and arguments.conceal):
             _describe(data)
         with _importing():
@@ -185,6 +212,7 @@ def _decompress(arguments: argparse.Namespace) -> int | None:
                 start=arguments.start,
                 duration=arguments.duration,
                 conceal=arguments.conceal,
+                on_damage=lambda damage: _step(f"{_name(arguments.input)}: {damage}"),
                 progress=progress,
                 **networks,
             )
@@ -262,6 +290,9 @@ def _code_files(
         if isinstance(outcome, batch.Failure):
             line = one_line(f"{outcome.path}: {outcome.reason}")
             tqdm.write(f"jaxsparse: {line}", file=sys.stderr)
+        elif isinstance(outcome, batch.Done):
+            for note in outcome.notes:
+                tqdm.write(f"jaxsparse: {one_line(note)}", file=sys.stderr)
         bar.update()
 
     with _refusing(), bar:
@@ -275,17 +306,25 @@ def _info(arguments: argparse.Namespace) -> None:
     with _blaming(arguments.input), _opened(arguments.input) as file:
         from jaxsparse.codec import container
 
-        description = _describe(container.read(file))
+        data = container.read(file)
+        models = _find_models(data, arguments.codec)
+        description = _describe(data, models)
     _say(json.dumps(description, indent=2) if arguments.json else _table(description))
 
 
-def _describe(data: bytes) -> dict[str, Any]:
-    """Describes a file of either grid, without what decodes it."""
-    from jaxsparse.codec import container, mdct_container
+def _describe(data: bytes, models: Any = None) -> dict[str, Any]:
+    """Describes a file of either grid; JAX is not needed for that."""
+    from jaxsparse.codec.description import describe as describe_file
 
-    if mdct_container.is_mdct(data):
-        return mdct_container.describe(data)
-    return {"grid": "stft", **container.describe(data)}
+    return describe_file(data, models=models)
+
+
+def _find_models(data: bytes, codec: str | None) -> Any:
+    """Reads what tells where the bits of a file's coefficients go."""
+    from jaxsparse.codec.description import find_models
+    from jaxsparse.codec.mdct_settings import CODEC_NAMES
+
+    return find_models(data, None if codec in CODEC_NAMES else codec)
 
 
 def _renamed(path: Path, suffix: str) -> Path:
@@ -318,6 +357,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             arguments.out,
             force=arguments.force,
             version=jaxsparse.__version__,
+            kbps=arguments.kbps,
             masks=arguments.mask,
             report=_step,
         )
@@ -532,7 +572,7 @@ examples:
 
 _OR_STDIN, _OR_STDOUT = ", or - for standard input", ", or - for standard output"
 
-_STFT_FLAGS = ("mask", "phases", "phase-bits", "value-step", "seed", "decoder")
+_STFT_FLAGS = ("phases", "phase-bits", "value-step", "seed", "decoder")
 _MDCT_FLAGS = ("kbps", "pesq", "effort", "bandwidth", "codec")
 
 _FOLDERS = """\
@@ -561,6 +601,14 @@ _DECOMPRESS = """\
 Make a 16-bit WAV file of a .jsac file, of the original sample rate, channels and length.
 
 """ + _FOLDERS.format(kind=".jsac file", suffix=".wav")
+
+_DEMO = """\
+Compress a clip at several rates, and once in the way of the thesis, and decompress it again.
+
+DIR gets index.html, a page that loads nothing from elsewhere: it switches between the original and
+what was decoded while they play, and shows spectrograms, what each file keeps, its size, PESQ and
+STOI. The .jsac and .wav files, the pictures and scores.json lie beside it.
+"""
 
 _DECOMPRESS_EXAMPLES = """\
 examples:
@@ -599,7 +647,7 @@ class _Version(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="jaxsparse",
-        description="Store speech as a few bins of its spectrogram; a network fills in the rest.",
+        description="Store speech as a few of its coefficients; networks fill in the rest.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -672,19 +720,22 @@ def _parser() -> argparse.ArgumentParser:
         help="networks to code with: mdct (default), or the .safetensors file of one's own, which "
         "decompress needs too",
     )
-    stft = compress.add_argument_group("with --grid stft")
-    stft.add_argument(
+    compress.add_argument(
         "--mask",
-        metavar="POLICY",
-        help="which bins are stored: those that filling in misses most, found in rounds "
-        "(densification), some of them exchanged by a small network (learned, the default); "
-        "those that the decoder network misses most (densification-unet, slower); the loudest "
-        "ones and as many at random (mixed); the loudest ones alone (loudest); those that "
-        "stand out of their frame, half of the bins (contrast) or 70 %% (contrast-70), and "
-        "the others at random; those heard best beside all others, alone (masking) or half of "
-        "the bins (masking-50); all at random, but evenly spread (blue-noise); or all at "
-        "random, of which a seed is all that the file needs (random)",
+        metavar="POLICY|FILE.npz",
+        help="a mask of one's own, as a search found it, on either grid: an array 'mask' of the "
+        "coefficients that are stored, frequencies by frames (or channels first); the step is then "
+        "that of the mask's sparsity, if no rate is given. With --grid stft, a policy instead: "
+        "those bins that filling in misses most, found in rounds (densification), some of them "
+        "exchanged by a small network (learned, the default); those that the decoder network "
+        "misses most (densification-unet, slower); the loudest ones and as many at random "
+        "(mixed); the loudest ones alone (loudest); those that stand out of their frame, half of "
+        "the bins (contrast) or 70 %% (contrast-70), and the others at random; those heard best "
+        "beside all others, alone (masking) or half of the bins (masking-50); all at random, but "
+        "evenly spread (blue-noise); or all at random, of which a seed is all that the file needs "
+        "(random)",
     )
+    stft = compress.add_argument_group("with --grid stft")
     stft.add_argument(
         "--phases",
         choices=("all", "60", "65", "70", "75"),
@@ -748,16 +799,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_json(decompress, "with --out, print what became of all as JSON")
 
-    info = command("info", _info, "what is in a .jsac file, and where its bits go; decodes nothing")
+    info = command("info", _info, "what is in a .jsac file, and where its bits go")
     info.add_argument(
         "input", type=_input, metavar="FILE.jsac", help=".jsac file to read" + _OR_STDIN
+    )
+    info.add_argument(
+        "--codec",
+        metavar="PATH",
+        help=".safetensors file of the networks that a file of the MDCT grid was made with, where "
+        "these are not those that come with the package",
     )
     _add_json(info, "print it as JSON")
 
     demo = command(
         "demo",
         _demo,
-        "compress a clip with several kinds of mask, and write a page to hear and see them",
+        "compress a clip at several rates, and write a page to hear and see what is left",
+        description=_DEMO,
     )
     demo.add_argument(
         "--input",
@@ -774,11 +832,20 @@ def _parser() -> argparse.ArgumentParser:
         help="directory to make (default: jaxsparse-demo)",
     )
     demo.add_argument(
+        "--kbps",
+        nargs="*",
+        type=float,
+        default=[3.0, 6.0, 12.0],
+        metavar="KBPS",
+        help="rates on the MDCT grid, in kbit/s (default: 3 6 12)",
+    )
+    demo.add_argument(
         "--mask",
-        nargs="+",
-        default=["random", "learned"],
+        nargs="*",
+        default=["learned"],
         metavar="POLICY",
-        help="kinds of mask to compare, as compress takes them (default: random learned)",
+        help="kinds of mask on the STFT grid of the thesis, as compress takes them (default: "
+        "learned); without a value, that grid is left out",
     )
     _add_force(demo)
     return parser
@@ -898,9 +965,17 @@ def _mdct_facts(d: Mapping[str, Any]) -> dict[str, str]:
     return {
         "coded": f"at {d['coded_rate']:,} Hz, {_count(d['segments'], 'segment')} per channel",
         "grid": f"MDCT, {_count(d['coefficients'], 'coefficient')}",
+        **({"mask": _mdct_mask(d)} if "kept" in d else {}),
         "codec": f"{d['codec']}, SHA-256 {d['codec_sha256']}...",
         **({} if estimate is None else {"quality": f"PESQ of about {estimate:.1f} in wide band"}),
     }
+
+
+def _mdct_mask(d: Mapping[str, Any]) -> str:
+    known = d["segments_decoded"] == d["segments"] * d["channels"]
+    return f"sparsity {d['sparsity']:.4f}, {d['kept']:,} coefficients kept" + (
+        "" if known else f" (by {_count(d['segments_decoded'], 'segment')}, as are the parts)"
+    )
 
 
 def _stft_facts(d: Mapping[str, Any]) -> dict[str, str]:
@@ -929,7 +1004,12 @@ def _positions(coded_share: str, loudest: bool, seed: int) -> str:
     return f"{stored} stored{' (the loudest)' * loudest}{rest}"
 
 
-_PARTS = {"phase_bitmap": "which phases", "overhead": "header and checksums"}
+_PARTS = {
+    "phase_bitmap": "which phases",
+    "escapes": "large magnitudes",
+    "filling": "filling of words",
+    "overhead": "header and checksums",
+}
 
 
 def _count(number: int, unit: str) -> str:

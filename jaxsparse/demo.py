@@ -1,10 +1,11 @@
-"""The demo: one clip, coded with masks of several policies, to be heard and seen."""
+"""The demo: one clip, coded at several rates and on the thesis' grid, to be heard and seen."""
 
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,23 +15,26 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from jaxsparse import audio, codec, demo_page, files
-from jaxsparse.codec import container
-from jaxsparse.codec.segment import decode_segment
-from jaxsparse.demo_page import Clip, Coded
+from jaxsparse.codec import container, mdct_container, mdct_segment, segment
+from jaxsparse.demo_page import METRICS, Clip, Coded
 from jaxsparse.errors import AudioError, MissingExtraError
-from jaxsparse.metrics import Metric, ScorePool, check_installed, mse
-from jaxsparse.policies import describe
+from jaxsparse.metrics import Metric, Score, ScorePool, check_installed
+from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
+from jaxsparse.transforms.mdct import mdct
 from jaxsparse.transforms.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
 
-MASKS = ("random", "learned")
-"""Policies that are compared."""
+KBPS = (3.0, 6.0, 12.0)
+"""Rates on the MDCT grid."""
+MASKS = ("learned",)
+"""Policies on the STFT grid."""
 MAX_SECONDS = 20
 """The rest of a longer file is left out: the page is to be listened to."""
 
-_METRICS: tuple[Metric, ...] = ("pesq_wb", "pesq_nb", "stoi")
 _SENTENCE = "A woman rock climber scales a cliff far above pastures"
+# Magnitudes below it are drawn as it, full scale being 1.
+_QUIETEST = 1e-6
 
 
 def run_demo(
@@ -38,24 +42,25 @@ def run_demo(
     out: Path,
     *,
     force: bool = False,
-    sparsity: str = "0.95",
+    kbps: Sequence[float] = KBPS,
     masks: Sequence[str] = MASKS,
     version: str = "",
     report: Callable[[str], None] = lambda step: None,
 ) -> Path:
-    """Codes a clip with masks of each policy, scores it, and writes a page about it.
+    """Codes a clip at each rate and with a mask of each policy, scores it, and writes a page.
 
     The directory gets ``index.html``, ``original.wav``, ``scores.json``, ``overview.png``, and for
-    each mask the ``.jsac`` file, its decoded sound and pictures. It appears whole or not at all; in
-    an existing one the files are replaced one by one, the page last.
+    each rate (``mdct-KBPS``) and policy the ``.jsac`` file, its decoded sound and pictures. It
+    appears whole or not at all; in an existing one the files are replaced one by one, the page
+    last.
 
     Args:
         path: An audio file, mixed down to one channel at 16 kHz and cut to `MAX_SECONDS`; by
             default a sentence that comes with the package.
         out: The directory.
         force: Whether to write into a directory that isn't empty.
-        sparsity: Share of bins that are not stored.
-        masks: Policies to compare, names of `jaxsparse.policies.POLICIES`.
+        kbps: Rates on the MDCT grid, kbit/s.
+        masks: Policies on the STFT grid, names of `jaxsparse.policies.POLICIES`.
         version: The package's, for the page.
         report: Called with each step before it is taken.
 
@@ -64,41 +69,46 @@ def run_demo(
 
     Raises:
         AudioError: The file is not usable audio.
-        JaxsparseError: There is no such policy.
+        JaxsparseError: There is no such policy, or a rate is out of range.
         OSError: The directory isn't empty and not forced, or can't be written.
     """
-    started = time.monotonic()
-    for name in masks:
-        codec.STFTSettings(sparsity=sparsity, mask=name)
+    ways = _ways(kbps, masks)
     with files.whole_folder(out, force=force) as folder:
         report("reading the clip")
         clip, samples = _clip(path, folder)
         metrics, note = _installed_metrics()
         if note:
             report(note)
-        versions = []
-        for name in masks:
-            report(f"compressing and decompressing with a {name} mask")
-            versions.append(_code(name, samples, clip, sparsity, folder, metrics))
+        versions = _code_all(ways, samples, clip, folder, metrics, report)
         report("drawing and writing the page")
         pictures = demo_page.draw_pictures(clip, versions)
         for name, picture in pictures.items():
             (folder / f"{name}.png").write_bytes(picture)
-        (folder / "scores.json").write_text(
-            json.dumps(_figures(clip, versions), indent=2, ensure_ascii=False) + "\n", "utf-8"
-        )
-        page = demo_page.render_page(
-            clip,
-            versions,
-            pictures,
-            sparsity=sparsity,
-            n_fft=STFTConfig().n_fft,
-            seconds=time.monotonic() - started,
-            version=version,
-            note=note,
-        )
+        figures = json.dumps(_figures(clip, versions), indent=2, ensure_ascii=False)
+        (folder / "scores.json").write_text(figures + "\n", "utf-8")
+        page = demo_page.render_page(clip, versions, pictures, version=version, note=note)
         (folder / "index.html").write_text(page, "utf-8")
     return out / "index.html"
+
+
+class _Way(NamedTuple):
+    """A way to code the clip; `name` is that of its files, `title` the one for people."""
+
+    name: str
+    title: str
+    settings: codec.MDCTSettings | codec.STFTSettings
+
+
+def _ways(kbps: Sequence[float], masks: Sequence[str]) -> list[_Way]:
+    """Lists the ways to code, each of them once."""
+    rates = [
+        _Way(f"mdct-{rate:g}", f"{rate:g} kbit/s", codec.MDCTSettings(kbps=rate)) for rate in kbps
+    ]
+    policies = [_Way(mask, f"STFT, {mask}", codec.STFTSettings(mask=mask)) for mask in masks]
+    ways = {way.name: way for way in [*rates, *policies]}
+    if not ways:
+        raise SettingsError("there is neither a rate nor a mask to code with")
+    return list(ways.values())
 
 
 class Excerpt(NamedTuple):
@@ -154,6 +164,7 @@ def _clip(path: Path | None, folder: Path) -> tuple[Clip, Float32[np.ndarray, " 
         wav=(folder / "original.wav").read_bytes(),
         n_samples=len(samples),
         spectrogram=_spectrogram(samples[:, 0]),
+        coefficients=_decibels(np.asarray(mdct(jnp.asarray(samples[:, 0])))),
         hop_length=STFTConfig().hop_length,
         transcript=excerpt.transcript,
         changes=excerpt.changes,
@@ -174,78 +185,95 @@ def _start(path: Path) -> tuple[Float32[np.ndarray, "N C"], int, int]:
 def _installed_metrics() -> tuple[tuple[Metric, ...], str]:
     """The metrics whose packages are there, and a line that says how to get the others."""
     missing: dict[Metric, str] = {}
-    for metric in _METRICS:
+    for metric in METRICS:
         try:
             check_installed(metric)
         except MissingExtraError as error:
             missing[metric] = str(error.name)
     packages = " and ".join(dict.fromkeys(missing.values()))
     note = f"without the figures of {packages}, which pip install 'jaxsparse[eval]' brings"
-    return tuple(m for m in _METRICS if m not in missing), note if missing else ""
+    return tuple(m for m in METRICS if m not in missing), note if missing else ""
+
+
+def _code_all(
+    ways: Sequence[_Way],
+    samples: Float32[np.ndarray, " N"],
+    clip: Clip,
+    folder: Path,
+    metrics: Sequence[Metric],
+    report: Callable[[str], None],
+) -> list[Coded]:
+    """Codes the clip in all ways; what is coded is scored while the next one is."""
+    with ScorePool() as pool:
+        jobs = []
+        for way in ways:
+            report(f"compressing and decompressing: {way.title}")
+            coded, decoded = _code(way, samples, clip, folder)
+            pair = {"reference": samples, "estimate": decoded, "sample_rate": SAMPLE_RATE}
+            jobs.append((coded, {metric: pool.submit(metric, **pair) for metric in metrics}))
+        return [_scored(coded, scores) for coded, scores in jobs]
 
 
 def _code(
-    name: str,
-    samples: Float32[np.ndarray, " N"],
-    clip: Clip,
-    sparsity: str,
-    folder: Path,
-    metrics: Sequence[Metric],
-) -> Coded:
-    settings = codec.STFTSettings(sparsity=sparsity, mask=name)
-    data = codec.compress(samples[:, None], SAMPLE_RATE, settings)
+    way: _Way, samples: Float32[np.ndarray, " N"], clip: Clip, folder: Path
+) -> tuple[Coded, Float32[np.ndarray, " N"]]:
+    """Codes and decodes the clip, writes both files, and returns the decoded samples too."""
+    data = codec.compress(samples[:, None], SAMPLE_RATE, way.settings)
     decoded, _ = codec.decompress(data)
-    files.atomic_write(folder / f"{name}.jsac", data)
-    audio.write_wav(folder / f"{name}.wav", decoded, SAMPLE_RATE)
+    files.atomic_write(folder / f"{way.name}.jsac", data)
+    audio.write_wav(folder / f"{way.name}.wav", decoded, SAMPLE_RATE)
     spectrogram = _spectrogram(decoded[:, 0])
-    scores, reasons = _scores(samples, decoded[:, 0], metrics)
-    error = mse(
-        reference=jnp.asarray(clip.spectrogram)[None], estimate=jnp.asarray(spectrogram)[None]
-    )
-    description: dict[str, Any] = container.describe(data)
-    mask, stored = _stored(data)
-    return Coded(
-        name=name,
+    description: dict[str, Any] = codec.describe(data)
+    grid = description["grid"]
+    mask, levels = _kept_coefficients(data) if grid == "mdct" else _kept_bins(data)
+    coded = Coded(
+        name=way.name,
+        title=way.title,
+        grid=grid,
         data=data,
-        wav=(folder / f"{name}.wav").read_bytes(),
+        wav=(folder / f"{way.name}.wav").read_bytes(),
         mask=mask,
-        stored=stored,
+        levels=levels,
         spectrogram=spectrogram,
-        scores={**scores, "mse": float(error[0])},
-        reasons=reasons,
         parts=description["part_bits"],
-        network=description["network"],
-        description=describe(name),
+        network=description["codec" if grid == "mdct" else "network"],
+        mse=float(np.mean(np.square(clip.spectrogram - spectrogram))),
+        scores={},
+        reasons={},
     )
+    return coded, decoded[:, 0]
 
 
-def _stored(
+def _kept_coefficients(
     data: bytes,
 ) -> tuple[Bool[np.ndarray, "F T"], Float32[np.ndarray, "F T"]]:
-    """The mask of a one-channel file, and the levels in dB that it holds."""
+    """Reads which coefficients of a one-channel file are not zero, and their magnitudes in dB."""
+    header, parts = mdct_container.unpack(data)
+    models = codec.load_codec(header.codec).models
+    coefficients = []
+    for index, part in enumerate(parts):
+        n_frames = header.segment_frames(index)
+        values = mdct_segment.decode_segment(part.data, n_frames, part.rate, models).values
+        coefficients.append(values * np.float32(mdct_container.step_size(part.step)))
+    joined = np.concatenate(coefficients, axis=1).astype(np.float32)
+    return joined != 0, _decibels(joined)
+
+
+def _kept_bins(data: bytes) -> tuple[Bool[np.ndarray, "F T"], Float32[np.ndarray, "F T"]]:
+    """Reads the mask of a one-channel file, and the levels in dB that it holds."""
     header, parts = container.unpack(data)
-    segments = [decode_segment(header, 0, i, part) for i, part in enumerate(parts)]
-    levels = np.concatenate([segment.levels for segment in segments], axis=1)
-    mask = np.concatenate([segment.mask for segment in segments], axis=1)
+    segments = [segment.decode_segment(header, 0, i, part) for i, part in enumerate(parts)]
+    levels = np.concatenate([each.levels for each in segments], axis=1)
+    mask = np.concatenate([each.mask for each in segments], axis=1)
     return mask, levels.astype(np.float32) * np.float32(header.value_step_mdb / 1000)
 
 
-def _scores(
-    reference: Float32[np.ndarray, " N"],
-    estimate: Float32[np.ndarray, " N"],
-    metrics: Sequence[Metric],
-) -> tuple[dict[str, float], dict[str, str]]:
-    with ScorePool() as pool:
-        jobs = {
-            metric: pool.submit(
-                metric, reference=reference, estimate=estimate, sample_rate=SAMPLE_RATE
-            )
-            for metric in metrics
-        }
-    scores = {metric: job.result() for metric, job in jobs.items()}
-    return (
-        {metric: score.value for metric, score in scores.items()},
-        {metric: score.reason for metric, score in scores.items() if score.reason is not None},
+def _scored(coded: Coded, futures: Mapping[Metric, Future[Score]]) -> Coded:
+    scores = {metric: future.result() for metric, future in futures.items()}
+    return replace(
+        coded,
+        scores={metric: score.value for metric, score in scores.items()},
+        reasons={metric: score.reason for metric, score in scores.items() if score.reason},
     )
 
 
@@ -253,22 +281,36 @@ def _spectrogram(samples: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, "F T
     return np.asarray(log_power(stft(jnp.asarray(samples))))
 
 
+def _decibels(coefficients: Float32[np.ndarray, "F T"]) -> Float32[np.ndarray, "F T"]:
+    return 20 * np.log10(np.maximum(np.abs(coefficients), np.float32(_QUIETEST)))
+
+
 def _figures(clip: Clip, versions: Sequence[Coded]) -> dict[str, Any]:
-    """The page's figures for machines; null where there is no score."""
+    """Gives the page's figures for machines, and the MSE; null where there is no score."""
     return {
         "clip": clip.name,
         "seconds": clip.seconds,
         "changes": list(clip.changes),
         "pcm_bits": clip.pcm_bits,
-        "masks": {
-            version.name: {
-                "scores": {k: None if math.isnan(v) else v for k, v in version.scores.items()},
-                "reasons": dict(version.reasons),
-                "bits": 8 * len(version.data),
-                "kbit_per_s": 8 * len(version.data) / clip.seconds / 1000,
-                "parts": dict(version.parts),
-                "network": version.network,
-            }
+        "rates": {
+            version.name.removeprefix("mdct-"): _entry(clip, version)
             for version in versions
+            if version.grid == "mdct"
         },
+        "masks": {
+            version.name: _entry(clip, version) for version in versions if version.grid == "stft"
+        },
+    }
+
+
+def _entry(clip: Clip, version: Coded) -> dict[str, Any]:
+    scores = {k: None if math.isnan(v) else v for k, v in version.scores.items()}
+    return {
+        "scores": {**scores, "mse": version.mse},
+        "reasons": dict(version.reasons),
+        "bits": version.bits,
+        "kbit_per_s": version.bits / clip.seconds / 1000,
+        "kept": version.kept,
+        "parts": dict(version.parts),
+        "network": version.network,
     }

@@ -4,11 +4,15 @@ B batch, N samples, F frequency bins, T frames, C channels, P population, K kern
 Spectrograms are log-power in dB; waveforms are in [-1, 1] at ``SAMPLE_RATE`` Hz.
 """
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from jaxtyping import Array, Bool, Complex, Float, Key
 
 SAMPLE_RATE = 16_000
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the number of steps done, from 0, and of all."""
 
 PRNGKey: TypeAlias = Key[Array, ""]
 Waveform: TypeAlias = Float[Array, " N"]

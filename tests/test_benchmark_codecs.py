@@ -3,7 +3,10 @@
 import csv
 import json
 from concurrent.futures import Future
+from html.parser import HTMLParser
 from importlib import resources
+from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import scipy.signal
 import soundfile
 from test_eval import voice
 
-from benchmarks.codecs import coding, own, run
+from benchmarks.codecs import coding, listen, own, run
 from benchmarks.codecs.alignment import align, find_delay
 from benchmarks.codecs.coding import Task, code
 from benchmarks.codecs.contract import Codec
@@ -20,6 +23,7 @@ from benchmarks.codecs.pcm import from_frames, from_pcm, join_bits, split_bits, 
 from benchmarks.codecs.peers import PEERS, PUBLISHED, find
 from benchmarks.codecs.plots import plot
 from jaxsparse.audio import read_audio
+from jaxsparse.data.clips import FileClip
 from jaxsparse.metrics import Score
 
 LATE, FRAME = 123, 320
@@ -229,6 +233,7 @@ def test_a_run_has_rows_means_a_table_and_plots(data, tmp_path, peers, capsys):
         )
         # Without loss: the highest scores that there are.
         assert group["pesq_wb"]["mean"] > 4.6 and group["stoi"]["mean"] > 0.999
+        assert group["moved_pesq_wb"]["mean"] > 4.6
     assert pcm["encode_times_opus"] > 0 and pcm["encode_real_time_factor"] > 0
     assert [line[:3] for line in lines[-len(PUBLISHED) :]] == [
         [each.name, f"{each.kbps:g}", f"{each.pesq_wb:.2f}"] for each in PUBLISHED
@@ -345,3 +350,122 @@ def test_a_failing_codec_is_named_in_one_line(data, tmp_path, peers, no_scores, 
     PEERS["pcm"] = PCM._replace(decode=fail)
     assert command(data, tmp_path / "run", "--codecs", "pcm", "--clips", "1") == 2
     assert capsys.readouterr().err == "benchmarks.codecs: PCM at 16: it refused a packet\n"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def values(self, name, tag=None):
+        return [a[name] for t, a in self.tags if name in a and tag in (None, t)]
+
+
+def listen_to(data, out, *more):
+    flags = ["--data", str(data), "--out", str(out), "--seconds", "0.625", "--workers", "1"]
+    return listen.main([*flags, *more])
+
+
+@pytest.fixture(scope="module")
+def heard(data, tmp_path_factory):
+    """A page of one clip: this codec, one that codes without loss but late, and a missing one."""
+    out = tmp_path_factory.mktemp("listen") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PEERS, "opus", ABSENT)
+        patch.setitem(PEERS, "amr-wb", PCM)
+        flags = ("--clips", "1", "--kbps", "6", "12", "--codecs", "opus", "amr-wb")
+        assert listen_to(data, out, *flags) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def heard_page(heard):
+    return Page((heard / "index.html").read_text("utf-8"))
+
+
+def test_page_refers_to_all_of_its_files_and_to_nothing_else(heard, heard_page):
+    sources = heard_page.values("src") + heard_page.values("href")
+    files = {path.name for path in heard.iterdir()}
+    assert {unquote(source) for source in sources} - {"data:,"} | {"index.html"} == files
+    sounds = {"1-original", "1-jaxsparse-6", "1-jaxsparse-12"}
+    sounds |= {f"1-amr-wb-{setting:g}" for setting in listen.SETTINGS["amr-wb"]}
+    assert {name for name in files if name.endswith(".wav")} == {f"{s}.wav" for s in sounds}
+    assert "http:" not in heard_page.text and "https:" not in heard_page.text
+    for sound in sounds:
+        # All lie on the original.
+        assert soundfile.info(heard / f"{sound}.wav").frames == N
+
+
+def test_what_can_not_be_heard_is_named(heard, heard_page):
+    assert "Missing here, and left out: Absent (libabsent is missing)." in heard_page.text
+    assert json.loads((heard / "scores.json").read_text())["missing"] == {
+        "Absent": "libabsent is missing"
+    }
+
+
+def test_page_has_the_figures_of_its_sounds(heard, heard_page):
+    [clip] = json.loads((heard / "scores.json").read_text())["clips"]
+    original, _ = soundfile.read(heard / clip["sound"], dtype="float32")
+    np.testing.assert_array_equal(original, from_pcm(to_pcm(voice(1, 0.3)))[:N])
+    for version in clip["versions"]:
+        assert version["kbps"] == pytest.approx(8 * version["bytes"] / 625)
+        cells = f"{version['setting']:g}{version['bytes']:,}{version['kbps']:.2f}"
+        scores = f"{version['pesq_wb']:.2f}{version['pesq_nb']:.2f}{version['stoi']:.3f}"
+        assert cells + scores in heard_page.text
+        sound, _ = soundfile.read(heard / version["sound"], dtype="float32")
+        if version["codec"] == "PCM":
+            np.testing.assert_array_equal(sound, original)
+            assert version["bytes"] == 2 * FRAME * -(-(N + LATE) // FRAME)
+        else:
+            assert version["kbps"] == pytest.approx(version["setting"], rel=0.05)
+            assert np.corrcoef(sound, original)[0, 1] > 0.8
+    # Behind the slider's.
+    labels = heard_page.values("aria-label", "input")[1:]
+    assert labels == [
+        "Original, 16-bit samples",
+        *(
+            f"{v['codec']} {v['kbps']:.1f} kbit/s, PESQ {v['pesq_wb']:.2f}, STOI {v['stoi']:.3f}"
+            for v in clip["versions"]
+        ),
+    ]
+
+
+def test_clips_are_spread_over_the_folder():
+    clips = [FileClip(Path(name), name) for name in "abcdefgh"]
+    assert [clip.name for clip in listen.choose_clips(clips, 3)] == ["a", "c", "f"]
+    assert listen.choose_clips(clips, 99) == clips
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--clips", "0"], "clips must be at least 1"),
+        (["--seconds", "0"], "seconds must be a number from 0.5 to 60"),
+        (["--kbps", "1"], "kbps 1.0 is not from 2 to 64"),
+        (["--kbps", "6", "6"], "kbps needs at least one value, each of them once"),
+        (["--effort", "4"], "effort 4 is not from 0 to 3"),
+        (["--codecs", "opus", "opus"], "codecs needs each of its values once"),
+        (["--data", "no"], "no: No such file"),
+    ],
+)
+def test_a_page_of_bad_input_is_refused_in_one_line(data, tmp_path, capsys, options, reason):
+    assert listen_to(data, tmp_path / "out", *options) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("benchmarks.codecs.listen: ") and reason in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_replaces_nothing_unless_it_is_forced_to(data, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert listen_to(data, tmp_path, "--clips", "1", "--codecs") == 2
+    assert "is not empty (--force" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -25,7 +25,8 @@ import soundfile
 import jaxsparse
 from jaxsparse import _scoring, audio, cli, codec
 from jaxsparse.cli import main
-from jaxsparse.codec import container, mdct_container, stream
+from jaxsparse.codec import container, describe, find_models, mdct_container, stream
+from jaxsparse.mask_files import save_mask
 
 SAMPLE_RATE = 22_050
 N_SAMPLES = 23_457
@@ -487,11 +488,11 @@ def check_rows(table, description, labels):
 
 def test_info(compressed, capsys, no_codec):
     table, description = info(compressed, capsys)
-    assert description == mdct_container.describe(compressed.read_bytes())
+    data = compressed.read_bytes()
+    assert description == describe(data, models=find_models(data))
+    assert description["pesq_wb_estimate"] > 1 and "PESQ of about" in table
     assert description["bits"] == 8 * compressed.stat().st_size
-    check_rows(
-        table, description, {"coefficients": "coefficients", "overhead": "header and checksums"}
-    )
+    check_rows(table, description, {"signs": "signs", "overhead": "header and checksums"})
     assert f"{description['size_ratio_16khz']:.3f}" in table
     assert "larger, not smaller" not in table
 
@@ -537,8 +538,43 @@ def test_damage_is_an_error_or_concealed(compressed, tmp_path, capsys):
     target = tmp_path / "out.wav"
     assert "is damaged" in refusal(capsys, ["decompress", spoiled, target])
     assert main(["decompress", str(spoiled), str(target), "--conceal"]) == 0
+    assert capsys.readouterr().err.startswith(f"jaxsparse: {spoiled}: 0.00 to ")
     decoded, _ = soundfile.read(target)
     assert decoded[:, 0].any() and not decoded[:, -1].any()
+
+
+def test_a_mask_goes_into_a_file(wav, compressed, tmp_path, capsys):
+    coded, path = tmp_path / "masked.jsac", tmp_path / "mask.npz"
+    arguments = ["compress", wav, coded, "--mask", path]
+    assert f"{path}: No such file" in refusal(capsys, arguments)
+    path.write_bytes(b"no mask")
+    assert f"{path}: is no .npz file" in refusal(capsys, arguments)
+    header = mdct_container.unpack(compressed.read_bytes()).header
+    shapes = {"stft": (1025, 1 + header.n_coded_samples // 256), "mdct": (256, header.n_frames)}
+    for grid, shape in shapes.items():
+        mask = np.random.default_rng(0).random(shape) < 0.05
+        save_mask(path, mask)
+        grid_arguments = [*map(str, arguments), "--grid", grid, "--force"]
+        assert main(grid_arguments) == 0
+        capsys.readouterr()
+        description = info(coded, capsys)[1]
+        kept = "kept" if grid == "mdct" else "kept_bins"
+        assert description[kept] == header.channels * mask.sum()
+        assert description["part_bits"]["mask"] > mask.sum()
+        assert "sparsity of its own" in refusal(capsys, [*grid_arguments, "--sparsity", "0.9"])
+    save_mask(path, np.ones((256, 3), bool))
+    assert "the mask is of the shape" in refusal(capsys, [*arguments, "--force"])
+    assert "policies belong to --grid stft" in refusal(
+        capsys, ["compress", wav, tmp_path / "no.jsac", "--mask", "random"]
+    )
+    assert "is of one clip" in refusal(
+        capsys, ["compress", wav, "--out", tmp_path / "out", "--mask", path]
+    )
+
+
+def test_networks_of_the_other_grid_are_refused(compressed, tmp_path, capsys):
+    line = refusal(capsys, ["decompress", compressed, tmp_path / "a.wav", "--decoder", "unet"])
+    assert "--codec names" in line
 
 
 @pytest.mark.parametrize(

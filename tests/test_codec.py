@@ -188,6 +188,36 @@ def test_phase_threshold_makes_the_file_smaller():
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+def test_a_file_keeps_what_a_mask_keeps():
+    samples, shape = speechlike(40_000), (1025, 157)
+    mask = np.random.default_rng(0).random(shape) < 0.07
+    settings = STFTSettings(decoder="nearest")
+    data = codec.compress(samples, 16_000, settings, mask=mask)
+    header, parts = container.unpack(data)
+    segment = decode_segment(header, 0, 0, parts[0])
+    assert (segment.mask == mask).all() and header.coded_share == "1"
+    assert header.count(0) == mask.sum()
+    exact = project_to_count(np.arange(mask.size, dtype=np.float32).reshape(shape), 8_046)
+    data = codec.compress(samples, 16_000, settings, mask=np.asarray(exact))
+    assert container.unpack(data).header.sparsity == "0.95"
+
+
+def test_a_mask_of_several_segments_keeps_one_share():
+    samples, settings = speechlike(256 * 400), STFTSettings(decoder="nearest")
+    mask = np.zeros((1025, 401), bool)
+    mask[:100] = True
+    data = codec.compress(samples, 16_000, settings, mask=mask)
+    header, parts = container.unpack(data)
+    for index, start in enumerate((0, 302)):
+        part = decode_segment(header, 0, index, parts[index]).mask
+        assert (part == mask[:, start : start + 302]).all()
+    mask[0, :50] = False
+    with pytest.raises(JaxsparseError, match="not the same share"):
+        codec.compress(samples, 16_000, settings, mask=mask)
+    with pytest.raises(JaxsparseError, match="keeps all bins"):
+        codec.compress(samples, 16_000, settings, mask=mask | True)
+
+
 @pytest.mark.parametrize("sparsity", ["0.8", "0.85", "0.9", "0.95", "0.123", "0.999"])
 @pytest.mark.parametrize("n_samples", [1, 25_000, 77_276])
 def test_counts_are_those_of_masks(sparsity, n_samples):

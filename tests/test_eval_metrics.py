@@ -186,7 +186,9 @@ def calibration(data, tmp_path_factory):
     # Compiling takes seconds, and the other band goes the same way.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(surrogate, "BANDS", ("wb",))
-        settings = surrogate.Settings(data, out, clips=2, n_samples=6_000, epochs=20, batch=16)
+        settings = surrogate.Settings(
+            data, out, clips=2, n_samples=6_000, epochs=20, batch=16, coded=1, searched=0
+        )
         yield settings, surrogate.run(settings)
 
 
@@ -202,7 +204,10 @@ def test_calibrating_brings_the_surrogate_nearer_to_pesq(calibration):
         np.median(np.abs(surrogate.predict(pairs, c, "wb", 16) - pairs.pesq))
         for c in (published(), fitted)
     )
-    assert result["wb"]["pairs"] == len(pairs.pesq) == N_PAIRS
+    assert result["wb"]["pairs"] == len(pairs.pesq) == N_PAIRS + 1
+    held_out = result["wb"]["held_out"]
+    assert held_out["codec"]["pairs"] == 1 and held_out["all"]["pairs"] == N_PAIRS + 1
+    assert held_out["all"]["median_error"] != result["wb"]["before"]["all"]["median_error"]
     assert after < before / 2
 
 
@@ -228,7 +233,8 @@ def test_pairs_that_are_there_are_not_made_again(calibration, monkeypatch):
 )
 def test_calibrations_are_refused_in_one_line(calibration, capsys, change, words):
     settings, _ = calibration
-    flags = ["--data", str(settings.data), "--out", str(settings.out), "--clips", "2", *change]
+    flags = ["--data", str(settings.data), "--out", str(settings.out), "--clips", "2"]
+    flags += ["--coded", "1", "--searched", "0", *change]
     assert surrogate.main(flags) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("train.surrogate: ") and error.count("\n") == 1
@@ -238,7 +244,7 @@ def test_pairs_without_any_score_are_refused(calibration, tmp_path):
     settings, _ = calibration
     with np.load(next(settings.out.glob("pairs/*.npz"))) as file:
         content = dict(file)
-    content["wb-pesq"] = np.full(N_PAIRS, np.nan)
+    content["wb-pesq"] = np.full_like(content["wb-pesq"], np.nan)
     np.savez(tmp_path / "pairs.npz", allow_pickle=False, **content)
     with pytest.raises(AudioError, match="pesq scores none of the clips in wb"):
         surrogate.load_pairs([tmp_path / "pairs.npz"], "wb")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
     {"_version", "compilation", "errors", "files", "strict_json", "types"},
-    {"contracts", "hearing", "manifest", "settings"},
+    {"contracts", "hearing", "manifest", "mask_files", "settings"},
     {"transforms.grid"},
     {"audio", "transforms", "spectrogram", "masks"},
     {"quantizer"},
@@ -31,12 +31,15 @@ LAYERS = (
     {"_scoring"},
     {"metrics"},
     {"objectives"},
-    {"codec.entropy", "codec.header", "codec.context"},
+    {"codec.entropy", "codec.header", "codec.context", "codec.mdct_settings"},
     {"codec.segment", "codec.mdct_segment"},
     {"codec.container", "codec.mdct_container"},
+    {"codec.description"},
     {"codec.weights"},
     {"codec.rate"},
     {"codec.rdo"},
+    {"codec.mdct_channel"},
+    {"codec.rate_control"},
     {"codec.stft_stream", "codec.mdct_stream"},
     {"codec.stream"},
     {"batch"},
@@ -49,6 +52,7 @@ LAYERS = (
 THE_FORMAT = {
     *("codec.entropy", "codec.header", "codec.segment", "codec.container"),
     *("codec.context", "codec.mdct_segment", "codec.mdct_container", "transforms.grid"),
+    *("codec.mdct_settings", "codec.description"),
 }
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

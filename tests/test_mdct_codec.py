@@ -1,9 +1,11 @@
 """Audio to files of the MDCT grid and back: rates, parts, odd and bad clips."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from jaxsparse import codec
+from jaxsparse import codec, pretrained
 from jaxsparse.codec import MDCTSettings, STFTSettings, mdct_container, mdct_stream
 from jaxsparse.codec.mdct_segment import MAX_ESCAPE_BITS
 from jaxsparse.codec.weights import load_codec
@@ -172,7 +174,9 @@ def test_concealed_damage_costs_its_segment_alone(long_file, whole):
     spoiled[place] ^= 1
     with pytest.raises(ContainerError, match="segment 1 is damaged"):
         codec.decompress(bytes(spoiled))
-    concealed, _ = codec.decompress(bytes(spoiled), conceal=True)
+    lines = []
+    concealed, _ = codec.decompress(bytes(spoiled), conceal=True, on_damage=lines.append)
+    assert lines == ["5.12 to 6.88 s are damaged, and silence instead"]
     frames = mdct_container.FRAMES_PER_SEGMENT * 256
     halo = (load_codec().networks.halo + 4) * 256
     np.testing.assert_allclose(concealed[: frames - halo], whole[: frames - halo], atol=1e-5)
@@ -285,3 +289,104 @@ def test_stft_files_are_decoded_in_part_and_not_concealed():
     with pytest.raises(JaxsparseError, match="concealed"):
         codec.decompress(data, conceal=True)
     assert codec.describe(data)["grid"] == "stft"
+
+
+def kept(data, channel=0):
+    """Which coefficients a file keeps in a channel."""
+    header, segments = mdct_container.unpack(data)
+    models = load_codec().models
+    own = segments[channel * header.n_segments :][: header.n_segments]
+    frames = map(header.segment_frames, range(header.n_segments))
+    decoded = [
+        mdct_stream.decode_segment(s.data, n, s.rate, models)
+        for s, n in zip(own, frames, strict=True)
+    ]
+    return np.concatenate([segment.values for segment in decoded], axis=1) != 0
+
+
+@pytest.mark.parametrize(("n_samples", "effort"), [(90_000, 0), (30_000, 1)])
+def test_a_file_keeps_what_the_mask_keeps(n_samples, effort):
+    samples = speech(n_samples)[:, None]
+    shape = (256, mdct_container.unpack(codec.compress(samples, RATE)).header.n_frames)
+    likely = np.exp(-np.arange(256) / 60)[:, None]
+    mask = np.random.default_rng(0).random(shape) < 0.3 * likely
+    data = codec.compress(samples, RATE, MDCTSettings(effort=effort), mask=mask)
+    assert (kept(data) == mask).all()
+    decoded, _ = codec.decompress(data)
+    assert decoded.shape == samples.shape and np.isfinite(decoded).all()
+
+
+def test_each_channel_may_have_a_mask_of_its_own():
+    samples = np.stack([speech(20_000), speech(20_000, seed=1)], axis=1)
+    masks = np.random.default_rng(0).random((2, 256, 80)) < 0.05
+    data = codec.compress(samples, RATE, MDCTSettings(kbps=24.0), mask=masks)
+    assert all((kept(data, channel) == masks[channel]).all() for channel in range(2))
+    with pytest.raises(JaxsparseError, match="80 frames"):
+        codec.compress(samples, RATE, mask=masks[..., :79])
+    with pytest.raises(JaxsparseError, match="sparsity of its own"):
+        codec.compress(samples, RATE, MDCTSettings(sparsity=0.9), mask=masks)
+
+
+def test_the_mask_of_a_file_gives_that_file_again():
+    samples = speech(48_000)[:, None]
+    data = codec.compress(samples, RATE, MDCTSettings(kbps=8.0))
+    again = codec.compress(samples, RATE, MDCTSettings(kbps=8.0), mask=kept(data))
+    assert len(again) == pytest.approx(len(data), rel=0.02)
+    decoded = [codec.decompress(each)[0] for each in (data, again)]
+    scores = [pesq(samples, each, "wb") for each in decoded]
+    assert scores[0] == pytest.approx(scores[1], abs=0.1)
+
+
+def test_the_estimate_of_quality_is_near():
+    samples = speech(48_000)[:, None]
+    estimates = []
+    for wanted in (4.0, 16.0):
+        data = codec.compress(samples, RATE, MDCTSettings(kbps=wanted))
+        estimates.append(codec.describe(data)["pesq_wb_estimate"])
+        score = pesq(samples, codec.decompress(data)[0], "wb")
+        assert estimates[-1] == pytest.approx(score, abs=0.7)
+    assert estimates[0] < estimates[1]
+
+
+def test_bits_are_split(long_file):
+    models = codec.find_models(long_file)
+    description = codec.describe(long_file, models=models)
+    parts = description["part_bits"]
+    assert sum(parts.values()) == 8 * len(long_file)
+    assert parts["signs"] == description["kept"] == np.count_nonzero(kept(long_file))
+    assert 0 <= parts["filling"] < 80 and min(parts.values()) >= 0
+    assert description["segments_decoded"] == 2
+    # As many coefficients at random would take about the entropy of the share.
+    share = parts["signs"] / kept(long_file).size
+    entropy = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+    assert 0.3 * entropy < parts["mask"] / kept(long_file).size < entropy
+
+
+def test_bits_of_a_long_file_are_estimated_by_some_segments(long_file):
+    header, segments = mdct_container.unpack(long_file)
+    header = make_header(n_samples=20 * mdct_container.FRAMES_PER_SEGMENT * 256 - 256)
+    data = mdct_container.pack(header, [segments[0]] * 20)
+    description = codec.describe(data, models=codec.find_models(data))
+    assert description["segments_decoded"] < 20
+    whole = mdct_stream.decode_segment(
+        segments[0].data, 320, segments[0].rate, load_codec().models
+    ).values
+    assert description["kept"] == 20 * np.count_nonzero(whole)
+    assert sum(description["part_bits"].values()) == 8 * len(data)
+
+
+def test_models_are_those_of_the_file(long_file, tmp_path):
+    header, segments = mdct_container.unpack(long_file)
+    other = replace(header, codec_sha256="0" * 16)
+    data = mdct_container.pack(other, segments)
+    assert codec.find_models(data) is None
+    assert "coefficients" in codec.describe(data)["part_bits"]
+    assert codec.find_models(mdct_container.pack(replace(header, codec="mine"), segments)) is None
+    shipped = pretrained.shipped("mdct")
+    models = codec.find_models(long_file, shipped)
+    assert models is not None and models.keys() == load_codec().models.keys()
+    with pytest.raises(JaxsparseError, match="other weights"):
+        codec.find_models(data, shipped)
+    (tmp_path / "no.json").write_text("[]")
+    with pytest.raises(JaxsparseError, match="no codec"):
+        codec.find_models(data, tmp_path / "no.safetensors")

@@ -95,6 +95,40 @@ def test_damage_is_concealed_where_it_is():
         unpack(bytes([*data[:16], data[16] ^ 1, *data[17:]]), conceal=True)
 
 
+def test_neighbours_that_are_damaged_don_t_silence_the_rest():
+    header = make_header(n_samples=500, channels=5)
+    coded = [CodedSegment(8_000, 24, encode(make_segment(3, seed=seed))) for seed in range(5)]
+    whole = pack(header, coded)
+    size = 9 + len(coded[1].data)
+    second = mdct_container.header_size(header) + 9 + len(coded[0].data)
+    third = second + size
+    # Lengths that can't be, words of both, and a length of one with the other's words.
+    for places in ((second + 1, third + 1), (second + 9, third + 9), (second + 1, third + 9)):
+        spoiled = bytearray(whole)
+        for place in places:
+            spoiled[place] ^= 0xFF
+        segments = unpack(bytes(spoiled), conceal=True).segments
+        assert [segment == SILENCE for segment in segments] == [False, True, True, False, False]
+
+
+def test_another_magic_or_version_is_refused_though_checksums_fit():
+    data = small_file()
+    size = data[5]
+    for spoiled, message in (
+        (b"RIFF" + data[4:], "not a .jsac file"),
+        (data[:4] + b"\2" + data[5:], "of version 2, not 3"),
+    ):
+        for conceal in (False, True):
+            with pytest.raises(ContainerError, match=message):
+                unpack(seal(spoiled, size), conceal=conceal)
+
+
+def test_a_name_that_can_t_be_read_is_told_in_a_line():
+    with pytest.raises(ContainerError, match="is not a usable name") as refused:
+        make_header(codec=100 * "\0")
+    assert len(str(refused.value)) < 200
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsparse import audio, codec
+from jaxsparse import audio, codec, pretrained
 from jaxsparse.codec import context
 from jaxsparse.codec.weights import load_codec
 from jaxsparse.nn.mdct_unet import MDCTUNetConfig
@@ -63,6 +63,21 @@ def test_context_models_learn(models):
     assert loaded["levels"].tables.shape == (12, 12)
     first = train_context._first_tables("magnitudes", 12)
     assert loaded["magnitudes"].tables.shape == first.shape
+
+
+def test_a_codec_gets_other_models(models, tmp_path):
+    path, card = models
+    shipped, out = pretrained.shipped("mdct"), tmp_path / "other.safetensors"
+    loaded = context.load_models(path)
+    train_context.exchange_models(load_codec(), shipped, loaded, card, out)
+    other = load_codec(out)
+    for name, model in loaded.items():
+        assert all(np.array_equal(a, b) for a, b in zip(model, other.models[name], strict=True))
+    same = jax.tree.map(np.array_equal, load_codec().params, other.params)
+    assert all(jax.tree.leaves(same))
+    # In the type that it was stored in.
+    assert out.stat().st_size < 1.1 * shipped.stat().st_size
+    assert json.loads(out.with_suffix(".json").read_text())["context_models"] == card
 
 
 def test_rounding_to_whole_numbers_costs_hardly_a_bit():

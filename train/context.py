@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -25,13 +25,13 @@ from tqdm import tqdm
 from eval.command import parse_settings, run_command
 from jaxsparse.codec import context
 from jaxsparse.codec.context import LAYOUTS, ContextModel, Layout
-from jaxsparse.codec.weights import MDCTCodec, load_codec
+from jaxsparse.codec.weights import MDCTCodec, load_codec, save_codec
 from jaxsparse.contracts import Params
 from jaxsparse.data.clips import find_clips
 from jaxsparse.errors import AudioError
 from jaxsparse.files import portable_path
 from jaxsparse.quantizer import Coded, active_level, quantize, relative_step
-from jaxsparse.settings import check_least
+from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.transforms.grid import N_LEVELS
 from jaxsparse.transforms.mdct import MDCTConfig, mdct
 from jaxsparse.types import SAMPLE_RATE
@@ -56,6 +56,8 @@ class Settings:
     codec: Path | None = None
     """A codec (.safetensors) whose encoder chooses the values of most crops, instead of plain
     quantization."""
+    codec_out: Path | None = None
+    """File for that codec with the new models in place of its own; its card is written beside."""
     steps: int = 2_000
     """Optimizer steps."""
     batch_size: int = 6
@@ -270,6 +272,8 @@ def train(settings: Settings) -> dict[str, Any]:
         OSError: If something can't be read or written.
         SettingsError: If a setting is out of range.
     """
+    if settings.codec_out is not None and settings.codec is None:
+        raise SettingsError("codec_out needs a codec")
     check_least(settings, {"steps": 2, "batch_size": 1, "frames": 2, "tables": 2, "log_every": 1})
     codec = None if settings.codec is None else load_codec(settings.codec)
     quantizer = make_quantizer(codec)
@@ -323,7 +327,38 @@ def train(settings: Settings) -> dict[str, Any]:
         "kbit_per_s": history[-1],
     }
     context.save_models(settings.out, models, card)
+    if codec is not None and settings.codec_out is not None:
+        exchange_models(codec, Path(settings.codec or ""), models, card, settings.codec_out)
     return card
+
+
+def exchange_models(
+    codec: MDCTCodec,
+    path: Path,
+    models: Mapping[str, ContextModel],
+    card: Mapping[str, Any],
+    out: Path,
+) -> None:
+    """Writes a codec with other context models, and its card with theirs.
+
+    Args:
+        codec: The codec.
+        path: Its file, whose card is taken over.
+        models: The new models.
+        card: What is known of them.
+        out: File to write (.safetensors).
+
+    Raises:
+        OSError: If the card can't be read or the codec can't be written.
+    """
+    about = json.loads(path.with_suffix(".json").read_bytes()) | {"context_models": card}
+    halved = jax.tree.map(lambda p: p.astype(jnp.bfloat16), codec.params)
+    # As it was stored.
+    lossless = all(
+        jnp.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(codec.params), jax.tree.leaves(halved), strict=True)
+    )
+    save_codec(out, halved if lossless else codec.params, codec.networks.config, models, about)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,11 +1,12 @@
 """Calibrates the surrogate of PESQ: ``python -m train.surrogate --data DIR --out RUN``.
 
-The first clips of DIR are made worse in the ways of `eval.degradations` and scored by `pesq`, with
-as many processes as there are CPUs; then the constants of `jaxsparse.metrics.surrogate` are moved,
-from the published values on, so that the surrogate says the same. RUN gets the pairs, from which a
-run that was stopped goes on, and surrogate.json, which belongs into `jaxsparse/metrics`. A tenth of
-the clips is held out and tells how well that went. With 100 clips it takes twelve minutes on two
-cores, most of them for the pairs.
+The first clips of DIR are made worse in the ways of `eval.degradations`, and coded, with and
+without a search; `pesq` scores them, with as many processes as there are CPUs; then the constants
+of `jaxsparse.metrics.surrogate` are moved, from the published values on, so that the surrogate says
+the same. RUN gets the pairs, from which a run that was stopped goes on, and surrogate.json, which
+belongs into `jaxsparse/metrics`. A tenth of the clips is held out and tells how well that went,
+beside the calibration that is there. With 100 clips it takes half an hour on two cores, most of it
+for the searches.
 """
 
 import functools
@@ -28,7 +29,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from eval.command import parse_settings, run_command
-from eval.degradations import degrade
+from eval.degradations import coded, degrade
 from jaxsparse import manifest
 from jaxsparse._scoring import PESQ
 from jaxsparse.data.clips import Clip, find_clips
@@ -36,7 +37,14 @@ from jaxsparse.data.folder import CLIP_SAMPLES
 from jaxsparse.errors import AudioError
 from jaxsparse.files import atomic_write, portable_path
 from jaxsparse.metrics import ScorePool
-from jaxsparse.metrics.surrogate import Band, Calibration, analyze, published, score
+from jaxsparse.metrics.surrogate import (
+    Band,
+    Calibration,
+    analyze,
+    calibrated,
+    published,
+    score,
+)
 from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.types import SAMPLE_RATE
 
@@ -68,6 +76,10 @@ class Settings:
     """Pairs in a step."""
     learning_rate: float = 0.02
     """Peak of Adam's."""
+    coded: int = 3
+    """Files of each clip by the codec of the MDCT grid, at rates from 2.4 to 20 kbit/s."""
+    searched: int = 1
+    """Such files by a search, which takes as long as all else."""
     workers: int | None = None
     """Processes that run `pesq`; one for each CPU by default."""
 
@@ -92,7 +104,15 @@ def run(settings: Settings) -> dict[str, Any]:
         SettingsError: If a setting is out of range.
     """
     # `pesq` takes a quarter of a second at least.
-    least = {"clips": 2, "n_samples": SAMPLE_RATE // 4, "epochs": 1, "batch": 1, "workers": 1}
+    least = {
+        "coded": 0,
+        "searched": 0,
+        "clips": 2,
+        "n_samples": SAMPLE_RATE // 4,
+        "epochs": 1,
+        "batch": 1,
+        "workers": 1,
+    }
     check_least(settings, least)
     if not 0 < settings.learning_rate < math.inf:
         raise SettingsError("learning_rate must be more than 0 and finite")
@@ -104,13 +124,15 @@ def run(settings: Settings) -> dict[str, Any]:
     identity = {
         "n_samples": settings.n_samples,
         "clips": hashlib.sha256(os.fsencode(names)).hexdigest(),
+        "coded": settings.coded,
+        "searched": settings.searched,
     }
     manifest.check_file(settings.out / "settings.json", settings.out, identity)
     folder.mkdir(parents=True, exist_ok=True)
     manifest.write_file(settings.out / "settings.json", identity)
     with ScorePool(settings.workers) as pool:
         files = [
-            make_pairs(clip, settings.n_samples, folder / f"{i:04}.npz", pool)
+            make_pairs(clip, settings, folder / f"{i:04}.npz", pool)
             for i, clip in enumerate(tqdm(clips, "pairs", unit="clip", disable=None))
         ]
     held_out = max(len(files) // 10, 1)
@@ -118,21 +140,18 @@ def run(settings: Settings) -> dict[str, Any]:
     for band in BANDS:
         known, unknown = load_pairs(files[:-held_out], band), load_pairs(files[-held_out:], band)
         calibration = fit(known, band, settings)
-        errors = np.abs(predict(unknown, calibration, band, settings.batch) - unknown.pesq)
+        kinds = load_kinds(files[-held_out:], band)
         result[band] = {
             "calibration": jax.tree.map(_rounded, calibration._asdict()),
             "pairs": len(known.pesq),
-            "held_out": {
-                "pairs": len(unknown.pesq),
-                "median_error": round(float(np.median(errors)), 4),
-                "error_95": round(float(np.quantile(errors, 0.95)), 4),
-            },
+            "held_out": judge(unknown, kinds, calibration, band, settings.batch),
+            "before": judge(unknown, kinds, calibrated(band), band, settings.batch),
         }
     atomic_write(settings.out / "surrogate.json", (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
-def make_pairs(clip: Clip, n_samples: int, path: Path, pool: ScorePool) -> Path:
+def make_pairs(clip: Clip, settings: Settings, path: Path, pool: ScorePool) -> Path:
     """Writes a clip's pairs for both bands, unless they are there.
 
     Raises:
@@ -141,11 +160,15 @@ def make_pairs(clip: Clip, n_samples: int, path: Path, pool: ScorePool) -> Path:
     if path.exists():
         return path
     try:
-        signal = clip.read(n_samples)
+        signal = clip.read(settings.n_samples)
     except AudioError as error:
         raise AudioError(f"{clip.name}: {error}") from error
-    estimates = [degraded.signal for degraded in degrade(clip.name, signal)]
-    content: dict[str, np.ndarray] = {}
+    pairs = [
+        *degrade(clip.name, signal),
+        *coded(clip.name, signal, settings.coded, settings.searched),
+    ]
+    estimates = [degraded.signal for degraded in pairs]
+    content: dict[str, np.ndarray] = {"kind": np.array([degraded.kind for degraded in pairs])}
     futures = {
         band: [
             pool.submit(PESQ[band], reference=signal, estimate=y, sample_rate=SAMPLE_RATE)
@@ -181,7 +204,7 @@ def load_pairs(files: Iterable[Path], band: Band) -> Pairs:
     for path in files:
         with np.load(path) as file:
             values = file[f"{band}-pesq"]
-            good = np.isfinite(values) & np.isfinite(file[f"{band}-degraded"]).all(axis=(1, 2))
+            good = _good(file, band)
             n = int(good.sum())
             parts.append(
                 Pairs(
@@ -195,6 +218,39 @@ def load_pairs(files: Iterable[Path], band: Band) -> Pairs:
     if not len(pairs.pesq):
         raise AudioError(f"pesq scores none of the clips in {band}")
     return pairs
+
+
+def load_kinds(files: Iterable[Path], band: Band) -> np.ndarray:
+    """Returns how each of the pairs that `load_pairs` gives was made worse."""
+    kinds = []
+    for path in files:
+        with np.load(path) as file:
+            kinds.append(file["kind"][_good(file, band)])
+    return np.concatenate(kinds)
+
+
+def _good(file: Any, band: Band) -> np.ndarray:
+    """Says which pairs have a score."""
+    degraded = file[f"{band}-degraded"]
+    return np.isfinite(file[f"{band}-pesq"]) & np.isfinite(degraded).all(axis=(1, 2))
+
+
+def judge(
+    pairs: Pairs, kinds: np.ndarray, calibration: Calibration, band: Band, size: int
+) -> dict[str, Any]:
+    """Compares a calibration with `pesq`, over all pairs and kind by kind."""
+    differences = predict(pairs, calibration, band, size) - pairs.pesq
+    groups = {"all": np.full(len(kinds), True)}
+    groups |= {kind: kinds == kind for kind in np.unique(kinds).tolist()}
+    return {
+        kind: {
+            "pairs": int(np.sum(group)),
+            "mean_difference": round(float(np.mean(differences[group])), 4),
+            "median_error": round(float(np.median(np.abs(differences[group]))), 4),
+            "error_95": round(float(np.quantile(np.abs(differences[group]), 0.95)), 4),
+        }
+        for kind, group in groups.items()
+    }
 
 
 def fit(pairs: Pairs, band: Band, settings: Settings) -> Calibration:

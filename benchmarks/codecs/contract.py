@@ -10,6 +10,9 @@ from jaxsparse.errors import JaxsparseError
 
 Signal: TypeAlias = Float32[np.ndarray, " N"]
 
+MOVED = "moved_pesq_wb"
+"""Name of PESQ in wide band with silence before both sounds."""
+
 
 class CodecError(JaxsparseError):
     """A codec that failed on a clip."""

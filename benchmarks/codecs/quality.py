@@ -23,7 +23,7 @@ def check_visqol() -> None:
 
 @functools.cache
 def _api() -> Any:
-    with needs_extra("bench"):
+    with needs_extra("peers"):
         import ai_edge_litert.interpreter  # noqa: F401
         from visqol import VisqolApi
     api = VisqolApi()

@@ -4,9 +4,10 @@
 of each clip, all of a shorter one, with every codec, at every setting. Bytes are all those that a
 decoder gets; decoded signals are cut so that they lie on the originals. PESQ in both bands, STOI
 and extended STOI, and with --visqol ViSQOL, are reported as mean and standard error over the clips,
-and times as multiples of those of Opus on the same clip in the same run.
+and times as multiples of those of Opus on the same clip in the same run. As `pesq` aligns some
+clips wrongly, PESQ in wide band is given a second time, with silence before both sounds.
 
-Codecs that this machine lacks are listed with the reason. The extra ``bench`` brings Opus, LC3 and
+Codecs that this machine lacks are listed with the reason. The extra ``peers`` brings Opus, LC3 and
 ViSQOL; Debian's packages libvo-amrwbenc0, libopencore-amrwb0, libcodec2-1.0 and libspeex1 bring
 AMR-WB, Codec2 and Speex; Node and the npm package @wasm-audio-decoders/opus-ml, in node_modules or
 $NODE_PATH, bring LACE and NoLACE. MP3 and FLAC come with the core.
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from benchmarks.codecs import own, quality
 from benchmarks.codecs.coding import UNIT, Coded, Task, code
-from benchmarks.codecs.contract import Codec
+from benchmarks.codecs.contract import MOVED, Codec
 from benchmarks.codecs.peers import NAMES, PEERS, find
 from benchmarks.codecs.plots import plot
 from benchmarks.codecs.summary import TIMES, summarize
@@ -44,6 +45,9 @@ from jaxsparse.files import atomic_write
 from jaxsparse.metrics import Metric, Score, ScorePool
 from jaxsparse.settings import SettingsError, check_least, check_ranges
 from jaxsparse.types import SAMPLE_RATE
+
+# Before both sounds, for `MOVED`.
+_SILENCE = SAMPLE_RATE // 4
 
 
 def _known(name: str) -> str:
@@ -61,7 +65,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "kbps": float,
     "delay": int,
     **dict.fromkeys(TIMES, float),
-    **dict.fromkeys((*SCORES, "visqol"), float),
+    **dict.fromkeys((*SCORES, MOVED, "visqol"), float),
     "reasons": parse_reasons,
 }
 
@@ -227,9 +231,13 @@ def evaluate(
 
 def _submit(
     signal: Float32[np.ndarray, " N"], coded: Coded, pool: ScorePool
-) -> dict[Metric, Future[Score]]:
-    pair = {"reference": signal, "estimate": coded.decoded}
-    return {metric: pool.submit(metric, **pair, sample_rate=SAMPLE_RATE) for metric in SCORES}
+) -> dict[str, Future[Score]]:
+    def submit(metric: Metric, silence: int) -> Future[Score]:
+        x, y = (np.pad(sound, (silence, 0)) for sound in (signal, coded.decoded))
+        return pool.submit(metric, reference=x, estimate=y, sample_rate=SAMPLE_RATE)
+
+    scores = {str(metric): submit(metric, 0) for metric in SCORES}
+    return scores | {MOVED: submit("pesq_wb", _SILENCE)}
 
 
 def _key(row: Row) -> tuple[str, str, float]:

@@ -32,6 +32,8 @@ _MAX_N_FFT, _MAX_HOP_LENGTH, _MAX_FRAMES = 2048, 256, 302
 _MAX_OVERLAP = 8
 # Spectrograms are floored that far below their maximum.
 _RANGE_MDB = 80_000
+# Characters of a faulty text that a message shows.
+_MAX_QUOTED = 100
 # Pairs of coded_share and loudest that one byte of version 1 tells apart.
 _VERSION_1_MASKS = (("1", False), ("0.5", True), ("0", False))
 
@@ -187,13 +189,19 @@ class Text(Field):
 
     def _check(self, value: Any) -> None:
         if not re.fullmatch(self.pattern, value):
-            raise ContainerError(f"{self.name} {value!r} is not {self.meaning}")
+            raise ContainerError(f"{self.name} {quote(value)} is not {self.meaning}")
 
     def _store(self, value: str) -> bytes:
         return value.encode("ascii")
 
     def _restore(self, stored: bytes) -> str:
         return stored.decode("ascii")
+
+
+def quote(text: str) -> str:
+    """Quotes a text of a file for a message, of which it may not take more than a line."""
+    quoted = repr(text)
+    return quoted if len(quoted) <= _MAX_QUOTED else quoted[: _MAX_QUOTED - 3] + "..."
 
 
 _MASK = Choice("mask", _VERSION_1_MASKS, versions=(1,), attributes=("coded_share", "loudest"))

@@ -7,12 +7,12 @@ rate and a CRC-32. ``docs/format.md`` describes the bytes.
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from jaxsparse.audio import MAX_SAMPLE_RATE, MAX_WAV_SAMPLES, MIN_SAMPLE_RATE
-from jaxsparse.codec.header import CODED_RATE, MAGIC, MAX_CHANNELS
+from jaxsparse.codec.header import CODED_RATE, MAGIC, MAX_CHANNELS, check_magic, quote
 from jaxsparse.errors import ContainerError
 from jaxsparse.transforms.grid import HOP_LENGTH, N_RATES
 
@@ -21,6 +21,8 @@ FRAMES_PER_SEGMENT = 320
 """Frames that are coded together, 5.12 s; the last segment of a channel may be shorter."""
 STEPS_PER_OCTAVE, STEP_ONE, MAX_STEP = 256, 8_192, 16_384
 """Steps are 2^((code - `STEP_ONE`) / `STEPS_PER_OCTAVE`), within 32 octaves of 1."""
+# Damaged segments in a row behind which the next one is still found.
+_MAX_LOST = 8
 # A segment of silence takes 9 bytes for its 320 frames.
 MAX_FRAMES_PER_BYTE = 36
 QUALITY_STEPS = 50
@@ -70,7 +72,7 @@ class MDCTHeader:
             if not low <= value <= high:
                 raise ContainerError(f"{name} {value} is not from {low} to {high}")
         if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}", self.codec):
-            raise ContainerError(f"codec {self.codec!r} is not a usable name")
+            raise ContainerError(f"codec {quote(self.codec)} is not a usable name")
         if not re.fullmatch("[0-9a-f]{16}", self.codec_sha256):
             raise ContainerError(f"{self.codec_sha256!r} is not the start of a SHA-256")
         if self.quality is not None and not 1 <= self.quality <= 255:
@@ -165,13 +167,19 @@ def is_mdct(data: bytes) -> bool:
     return data[len(MAGIC) : len(MAGIC) + 1] == bytes([VERSION])
 
 
-def unpack(data: bytes, *, conceal: bool = False) -> MDCTContainer:
+def unpack(
+    data: bytes,
+    *,
+    conceal: bool = False,
+    on_damage: Callable[[int], object] = lambda number: None,
+) -> MDCTContainer:
     """Takes a file apart and checks all of its checksums; decodes nothing.
 
     Args:
         data: The file.
         conceal: Whether damaged segments, and those that are cut off, are silence instead of an
             error. Without the header nothing can be decoded.
+        on_damage: Called with the number of each such segment.
 
     Raises:
         ContainerError: If the bytes are not a whole, unaltered file of version 3.
@@ -182,14 +190,18 @@ def unpack(data: bytes, *, conceal: bool = False) -> MDCTContainer:
         raise ContainerError(f"{len(data)} bytes can't hold {n_frames} frames")
     segments: list[CodedSegment] = []
     view = memoryview(data)
-    for number in range(header.channels * header.n_segments):
+    n_segments = header.channels * header.n_segments
+    while len(segments) < n_segments:
         try:
-            segment, offset = _unpack_segment(view, number, offset)
+            segment, offset = _unpack_segment(view, len(segments), offset)
+            segments.append(segment)
         except ContainerError:
             if not conceal:
                 raise
-            segment, offset = SILENCE, _next_segment(view, number, offset)
-        segments.append(segment)
+            following, offset = _next_segment(view, len(segments), n_segments, offset)
+            for number in range(len(segments), following):
+                on_damage(number)
+                segments.append(SILENCE)
     if offset != len(data) and not conceal:
         raise ContainerError(f"{len(data) - offset} bytes follow the last segment")
     return MDCTContainer(header, segments)
@@ -201,8 +213,7 @@ def _unpack_segment(data: memoryview, number: int, offset: int) -> tuple[CodedSe
         raise ContainerError(f"the file ends before segment {number}")
     n_words, step, rate, crc = _SEGMENT.unpack_from(data, offset)
     offset += _SEGMENT.size
-    # What can't be is found without its checksum, so that a search for a segment takes little.
-    if rate >= N_RATES or step > MAX_STEP or (not n_words and (step or rate)):
+    if not _is_possible(n_words, step, rate):
         raise ContainerError(f"segment {number} is damaged")
     if 4 * n_words > len(data) - offset:
         raise ContainerError(f"the file ends in segment {number}")
@@ -212,18 +223,31 @@ def _unpack_segment(data: memoryview, number: int, offset: int) -> tuple[CodedSe
     return segment, offset + 4 * n_words
 
 
-def _next_segment(data: memoryview, number: int, offset: int) -> int:
-    """Returns where the segment behind a damaged one begins: the first place where one fits.
+def _is_possible(n_words: int, step: int, rate: int) -> bool:
+    """Whether a segment begins so; silence has neither step nor rate."""
+    return rate < N_RATES and step <= MAX_STEP and (n_words > 0 or step == rate == 0)
+
+
+def _next_segment(data: memoryview, number: int, n_segments: int, offset: int) -> tuple[int, int]:
+    """Finds the segment behind a damaged one: the first place where one of the next few fits.
 
     The damaged one's length can't be trusted; a CRC-32 of the right number can.
+
+    Returns:
+        Its number and where it begins; the number of all segments if there is none.
     """
-    for start in range(offset, len(data) - _SEGMENT.size + 1):
-        try:
-            _unpack_segment(data, number + 1, start)
-        except ContainerError:
+    following = range(number + 1, min(number + 1 + _MAX_LOST, n_segments))
+    for start in range(offset, len(data) - _SEGMENT.size + 1) if following else ():
+        n_words, step, rate, crc = _SEGMENT.unpack_from(data, start)
+        words = data[start + _SEGMENT.size :][: 4 * n_words]
+        # What can't be is found without its checksum, so that the search takes little.
+        if not _is_possible(n_words, step, rate) or len(words) != 4 * n_words:
             continue
-        return start
-    return len(data)
+        segment = CodedSegment(step, rate, words)
+        for candidate in following:
+            if crc == _segment_crc(candidate, n_words, segment):
+                return candidate, start
+    return n_segments, len(data)
 
 
 def describe(data: bytes) -> dict[str, Any]:
@@ -278,10 +302,13 @@ def _pack_header(header: MDCTHeader) -> bytes:
 
 def _unpack_header(data: bytes) -> tuple[MDCTHeader, int]:
     """Reads the header; returns it and where it ends."""
+    check_magic(data)
     least = _START.size + _NUMBERS.size + 2 + _CRC.size
     if len(data) < least:
         raise ContainerError("the file ends in its header")
-    _, _, size = _START.unpack_from(data)
+    _, version, size = _START.unpack_from(data)
+    if version != VERSION:
+        raise ContainerError(f"the file is of version {version}, not {VERSION}")
     if size < least:
         raise ContainerError("the header is damaged")
     if size > len(data):

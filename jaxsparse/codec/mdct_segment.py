@@ -32,7 +32,6 @@ from jaxsparse.transforms.grid import BAND_FRAMES, N_BANDS
 
 Models = Mapping[str, ContextModel]
 
-PARTS = ("magnitudes", "levels", "escapes", "signs")
 MAX_ESCAPE_BITS = 20
 """Binary digits of an escape, the first one apart: magnitudes are less than 2^21 or so."""
 
@@ -57,8 +56,17 @@ class QuantizedSegment(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Bits of a segment's parts, as far as the models tell."""
+    """Bits of a segment's parts, as far as the models tell.
 
+    Attributes:
+        mask: Which coefficients are kept, that is not zero.
+        magnitudes: Of those, up to the last symbol of the tables.
+        levels: Of the bands.
+        escapes: What magnitudes beyond that symbol take more.
+        signs: One for each that is kept.
+    """
+
+    mask: float
     magnitudes: float
     levels: float
     escapes: int
@@ -127,13 +135,19 @@ def silence(n_frames: int) -> QuantizedSegment:
 def cost(segment: QuantizedSegment, models: Models) -> Cost:
     """Counts the bits that a segment takes, without coding it."""
     if is_silent(segment):
-        return Cost(0.0, 0.0, 0, 0)
+        return Cost(0.0, 0.0, 0.0, 0, 0)
     magnitudes = np.abs(segment.values.T)
     symbols = np.minimum(magnitudes, N_MAGNITUDES - 1)
     bits = {name: model.bits for name, model in models.items()}
     escapes = magnitudes[magnitudes >= N_MAGNITUDES - 1] - (N_MAGNITUDES - 2)
+    tables = _magnitude_tables(segment, models)
+    both = float(bits["magnitudes"][tables, symbols].sum())
+    zero = bits["magnitudes"][:, 0]
+    kept = -np.log2(-np.expm1(-np.log(2) * zero))
+    mask = float(np.where(symbols, kept[tables], zero[tables]).sum())
     return Cost(
-        float(bits["magnitudes"][_magnitude_tables(segment, models), symbols].sum()),
+        mask,
+        both - mask,
         float(bits["levels"][_level_tables(segment, models), segment.levels.T].sum()),
         sum(2 * int(each).bit_length() - 1 for each in escapes),
         int(np.count_nonzero(magnitudes)),

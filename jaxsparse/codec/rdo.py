@@ -27,8 +27,6 @@ from jaxsparse.transforms.grid import HOP_LENGTH, N_LEVELS
 from jaxsparse.transforms.mdct import Coefficients, MDCTConfig, imdct
 from jaxsparse.types import SAMPLE_RATE, PRNGKey, Waveform
 
-UPDATES = (0, 20, 60, 200)
-"""Updates of each effort."""
 CHUNK = 10
 """Updates after which what they came to is rounded and tried, and tables and price are renewed."""
 LEARNING_RATE = 0.03
@@ -39,10 +37,10 @@ PRICE, PRICE_POWER = 6.2, 0.7
 TERMS = {"surrogate": 20.0, "surrogate-nb": 10.0, "stoi": 150.0, "mel": 5.0}
 """Weights of points of PESQ in wide and narrow band, of STOI, and of dB of the mel spectrum."""
 _BEST = 4.64
-GROWTH = 1.03
-"""By how much a search makes the bits more, about: it begins with a coarser step."""
+GROWTH = 1.0
+"""By how much a search makes the bits more, about; it begins with a step for so many fewer."""
 # In units of the training's price, the first one of a search.
-_FIRST_PRICE = 1.7
+_FIRST_PRICE = 1.0
 # How quickly the price follows the bits, and by how much these may exceed the target.
 _PRICE_RATE, _TOLERANCE = 4.0, 0.01
 _EDGE = 1e-4
@@ -65,6 +63,14 @@ class Problem(NamedTuple):
     """Of the step over the active level."""
     first_frame: Int[Array, ""]
     """Number of the first frame in its channel."""
+    mask: Bool[Array, "F T"] | None = None
+    """Coefficients that must be kept, and no others; None where any may."""
+
+    @property
+    def within(self) -> Bool[Array, "F T"]:
+        """Coefficients that may be other than zero."""
+        within = self.valid & self.coded
+        return within if self.mask is None else within & self.mask
 
 
 class Trial(NamedTuple):
@@ -127,10 +133,13 @@ def draw(
 
 def round_coded(relaxed: Coded, problem: Problem) -> Coded:
     """Rounds to what a file can hold."""
-    within = problem.valid & problem.coded
-    values = jnp.where(within, jnp.round(relaxed.values), 0).astype(jnp.int32)
+    values = jnp.round(relaxed.values)
+    if problem.mask is not None:
+        least = jnp.where(relaxed.values < 0, -1, 1)
+        values = jnp.where(values == 0, least, values)
+    values = jnp.where(problem.within, values, 0).astype(jnp.int32)
     levels = jnp.clip(jnp.round(relaxed.levels), 0, N_LEVELS - 1).astype(jnp.int32)
-    heard = sum_bands(within.astype(jnp.float32)) > 0
+    heard = sum_bands((problem.valid & problem.coded).astype(jnp.float32)) > 0
     return Coded(values, jnp.where(heard, levels, 0))
 
 
@@ -221,8 +230,7 @@ def _compiled(codec: MDCTCodec) -> tuple[Callable[..., Any], ...]:
         price: Float[Array, ""],
     ) -> Float[Array, ""]:
         keys = jax.random.split(key)
-        within = problem.valid & problem.coded
-        values = jnp.where(within, draw(keys[0], relaxed.values, temperature), 0)
+        values = jnp.where(problem.within, draw(keys[0], relaxed.values, temperature), 0)
         levels = draw(keys[1], jnp.clip(relaxed.levels, 0, N_LEVELS - 1 - _EDGE), temperature)
         coded = Coded(values, levels)
         milliseconds = jnp.sum(problem.valid[0]) * (1000 * HOP_LENGTH / SAMPLE_RATE)

@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +32,14 @@ from jaxsparse.codec.segment import (
 from jaxsparse.contracts import Decoder, Policy
 from jaxsparse.decoders import DECODERS, name_of
 from jaxsparse.errors import ContainerError, JaxsparseError
+from jaxsparse.mask_files import fit_mask
 from jaxsparse.plausible import bound_levels, match_drawn
 from jaxsparse.policies import POLICIES, ScoredPolicy, level
 from jaxsparse.pretrained import NAMES, NO_WEIGHTS, Pretrained, choose_pretrained, load_decoder
 from jaxsparse.reconstruct import put_back, then, to_spectrum
 from jaxsparse.spectrogram import log_power, phase_mask
 from jaxsparse.transforms.stft import STFTConfig, overlap_add, stft, window_sum, windowed_frames
-from jaxsparse.types import SAMPLE_RATE
-
-Progress: TypeAlias = Callable[[int, int], None]
+from jaxsparse.types import SAMPLE_RATE, Progress
 
 # Frames on each side of a segment for decoders that see everything.
 _CONTEXT = 64
@@ -158,6 +158,7 @@ def compress(
     sample_rate: int,
     settings: STFTSettings = STFTSettings(),
     *,
+    mask: Bool[np.ndarray, "*C F T"] | None = None,
     progress: Progress | None = None,
     decoder: Pretrained | None = None,
 ) -> bytes:
@@ -167,6 +168,8 @@ def compress(
         samples: Nominally in [-1, 1].
         sample_rate: In Hz, 1,000 to 768,000; coded at 16 kHz.
         settings: What is kept, and how finely.
+        mask: Bins that are kept, of all channels or of each one, instead of those that the
+            settings' policy chooses; it must keep the same share of every segment.
         progress: Called with the numbers of segments done, from 0, and in all.
         decoder: What fills in the rest, where it is at hand: that which the settings name.
 
@@ -176,16 +179,23 @@ def compress(
     Raises:
         AudioError: If there are no samples, or some that are NaN, infinite or beyond
             `audio.MAX_AMPLITUDE`, or the channels or the rate are out of range.
-        JaxsparseError: If the network is not there, or the sparsity keeps not a single bin.
+        JaxsparseError: If the network is not there, the sparsity keeps not a single bin, or the
+            mask doesn't fit the clip.
     """
     check_clip(samples, sample_rate)
+    n_samples, channels = samples.shape
+    if mask is not None:
+        shape = _make_header(settings, NO_WEIGHTS, n_samples, channels, sample_rate)
+        mask = fit_mask(mask, channels, (shape.n_bins, shape.n_frames))
+        settings = replace(settings, sparsity=_sparsity_of(mask, shape))
     decoder = decoder or load_decoder(choose_decoder(settings)[0])
     if decoder.card.sha256 == NO_WEIGHTS:
         # Only its name tells it.
         settings = replace(settings, decoder=name_of(decoder.decoder.config))
     sha256 = decoder.card.sha256
-    n_samples, channels = samples.shape
     header = _make_header(settings, sha256, n_samples, channels, sample_rate)
+    if mask is not None:
+        header = replace(header, coded_share="1", loudest=False)
     if header.count(0) == 0:
         raise JaxsparseError(f"sparsity {settings.sparsity} keeps not a single bin of this clip")
     parts = []
@@ -195,11 +205,49 @@ def compress(
         signal = samples[:, channel : channel + 1].astype(np.float32, copy=False)
         signal = audio.resample(signal, sample_rate, header.coded_rate)[:, 0]
         for index, (db, phase) in enumerate(_analyse(signal, header)):
-            segment = _quantize(header, channel, index, db, phase, POLICIES[settings.mask])
+            policy = (
+                POLICIES[settings.mask] if mask is None else _given(header, mask[channel], index)
+            )
+            segment = _quantize(header, channel, index, db, phase, policy)
             parts.append(encode_segment(header, channel, index, segment))
             if progress is not None:
                 progress(len(parts), header.channels * header.n_segments)
     return container.pack(header, parts)
+
+
+def _sparsity_of(mask: Bool[np.ndarray, "C F T"], header: Header) -> str:
+    """Finds the shortest sparsity that gives the counts of a mask.
+
+    Raises:
+        JaxsparseError: If there is none, since a file has one for all segments.
+    """
+    least, limit = Fraction(0), Fraction(1)
+    for index in range(header.n_segments):
+        parts = _segment_of(header, mask, index)
+        size = parts[0].size
+        for count in np.count_nonzero(parts, axis=(1, 2)).tolist():
+            least, limit = max(least, Fraction(count, size)), min(limit, Fraction(count + 1, size))
+    for digits in range(1, 19):
+        share = Fraction(math.ceil(least * 10**digits), 10**digits)
+        if 0 < share < min(limit, 1):
+            return _decimal(str(Decimal(10**digits - int(share * 10**digits)).scaleb(-digits)))
+    raise JaxsparseError(
+        "the mask keeps all bins, or not the same share of every segment of "
+        f"{header.frames_per_segment} frames"
+    )
+
+
+def _segment_of(
+    header: Header, mask: Bool[np.ndarray, "*C F T"], index: int
+) -> Bool[np.ndarray, "*C F S"]:
+    start = index * header.frames_per_segment
+    return mask[..., start : start + header.frames_per_segment]
+
+
+def _given(header: Header, mask: Bool[np.ndarray, "F T"], index: int) -> Policy:
+    """Makes a policy of a segment's mask."""
+    own = _segment_of(header, mask, index)
+    return lambda key, spectrogram, count: jnp.asarray(own)
 
 
 def decompress(

@@ -1,19 +1,17 @@
 """Audio to the bytes of a ``.jsac`` file and back, on either grid."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 
-from jaxsparse.codec import container, mdct_container, mdct_stream, stft_stream
-from jaxsparse.codec.mdct_stream import MDCTSettings
+from jaxsparse.codec import mdct_container, mdct_stream, stft_stream
+from jaxsparse.codec.mdct_settings import MDCTSettings
 from jaxsparse.codec.stft_stream import STFTSettings
 from jaxsparse.codec.weights import MDCTCodec
 from jaxsparse.errors import JaxsparseError
 from jaxsparse.pretrained import Pretrained
-
-Progress: TypeAlias = Callable[[int, int], None]
+from jaxsparse.types import Progress
 
 GRIDS = {"mdct": MDCTSettings, "stft": STFTSettings}
 """Grids by name, and what `compress` may be told about each."""
@@ -26,6 +24,7 @@ def compress(
     sample_rate: int,
     settings: MDCTSettings | STFTSettings = _DEFAULT,
     *,
+    mask: Bool[np.ndarray, "*C F T"] | None = None,
     decoder: Pretrained | None = None,
     codec: MDCTCodec | None = None,
     progress: Progress | None = None,
@@ -36,6 +35,8 @@ def compress(
         samples: Within about -1 to 1; any number of channels, coded one by one.
         sample_rate: Hz; the clip is resampled to 16 kHz.
         settings: `MDCTSettings`, or `STFTSettings` for the thesis' grid.
+        mask: Coefficients of that grid that are kept, of all channels or of each one, as a search
+            found them or `jaxsparse.mask_files.load_mask` reads them.
         decoder: On the STFT grid, what fills in the rest, instead of what the settings name.
         codec: On the MDCT grid, networks and context models, instead of those.
         progress: Called with the number of steps done, from 0, and of all.
@@ -45,15 +46,19 @@ def compress(
 
     Raises:
         AudioError: If there are no samples, or some that are not usable.
-        JaxsparseError: If a network is not there or of the other grid, or a sparsity keeps not a
-            single bin.
+        JaxsparseError: If a network is not there or of the other grid, a sparsity keeps not a
+            single bin, or the mask doesn't fit the clip.
     """
     grid = "MDCT" if isinstance(settings, MDCTSettings) else "STFT"
     if (decoder if grid == "MDCT" else codec) is not None:
         raise JaxsparseError(f"the {grid} grid takes no such network")
     if isinstance(settings, MDCTSettings):
-        return mdct_stream.compress(samples, sample_rate, settings, codec=codec, progress=progress)
-    return stft_stream.compress(samples, sample_rate, settings, decoder=decoder, progress=progress)
+        return mdct_stream.compress(
+            samples, sample_rate, settings, mask=mask, codec=codec, progress=progress
+        )
+    return stft_stream.compress(
+        samples, sample_rate, settings, mask=mask, decoder=decoder, progress=progress
+    )
 
 
 def decompress(
@@ -62,6 +67,7 @@ def decompress(
     start: float = 0.0,
     duration: float | None = None,
     conceal: bool = False,
+    on_damage: Callable[[str], object] = lambda damage: None,
     decoder: Pretrained | None = None,
     codec: MDCTCodec | None = None,
     progress: Progress | None = None,
@@ -73,8 +79,10 @@ def decompress(
         start: Seconds that are left out.
         duration: Seconds to decode at most; None decodes all to the end.
         conceal: Whether a damaged segment of an MDCT file is silence instead of an error.
+        on_damage: Called with a line on each segment that was concealed.
         decoder: Network for STFT files; by default the one of a file's name that is installed.
-        codec: Networks for MDCT files; by default those of a file's name that are installed.
+        codec: Networks for MDCT files, which use no `decoder`; by default those of a file's name
+            that are installed.
         progress: Called with the number of segments done, from 0, and in all.
 
     Returns:
@@ -89,24 +97,16 @@ def decompress(
     """
     if mdct_container.is_mdct(data):
         return mdct_stream.decompress(
-            data, start=start, duration=duration, conceal=conceal, codec=codec, progress=progress
+            data,
+            start=start,
+            duration=duration,
+            conceal=conceal,
+            on_damage=on_damage,
+            codec=codec,
+            progress=progress,
         )
     if conceal:
         raise JaxsparseError("damage can be concealed in files of the MDCT grid alone")
     samples, sample_rate = stft_stream.decompress(data, decoder=decoder, progress=progress)
     span = mdct_stream.span_of(len(samples), sample_rate, start, duration)
     return samples[span], sample_rate
-
-
-def describe(data: bytes) -> dict[str, Any]:
-    """Says what is in a file of any version and where its bits go; decodes nothing.
-
-    Returns:
-        JSON-ready, see `mdct_container.describe` and `container.describe`.
-
-    Raises:
-        ContainerError: If the bytes are not a whole, unaltered file.
-    """
-    if mdct_container.is_mdct(data):
-        return mdct_container.describe(data)
-    return {"grid": "stft", **container.describe(data)}

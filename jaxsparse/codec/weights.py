@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from jaxsparse.codec.context import LAYOUTS, ContextModel, check_model
+from jaxsparse.codec.mdct_settings import CODEC_NAMES
 from jaxsparse.contracts import Params
 from jaxsparse.errors import JaxsparseError
 from jaxsparse.files import atomic_write
@@ -31,8 +32,6 @@ from jaxsparse.pretrained import (
     some,
 )
 
-CODEC_NAMES = ("mdct",)
-"""Codecs that ship with the package."""
 KIND = "mdct-unet"
 """What the file of weights says that it holds."""
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 CORPUS = Path(__file__).parent / "corpus"
+GRIDS = {"stft": CORPUS, "mdct": CORPUS / "mdct"}
+"""Where the files of each grid are."""
 MAX_BYTES = 4096
 # The interpreter with NumPy takes 100 MB.
 RSS_LIMIT_MB = 400
@@ -28,8 +30,9 @@ RUNS_PER_PROCESS = 20_000
 
 _EXAMPLES = """\
 examples:
-  python -m tests.fuzz.container --minutes 60 --out fuzz
-  python -m tests.fuzz.container fuzz/crash-0123...      run this one input again
+  python -m tests.fuzz.run --minutes 60 --out fuzz
+  python -m tests.fuzz.run --grid mdct           version 3 alone
+  python -m tests.fuzz.run fuzz/crash-0123...      run this one input again
 
 DIR/corpus keeps what reached new code, also for the next run; DIR/crash-*, timeout-* and oom-*
 are findings. The exit status is 0 where nothing was found. Needs atheris (Linux on x86_64).
@@ -39,12 +42,15 @@ are findings. The exit status is 0 where nothing was found. Needs atheris (Linux
 def main(argv: list[str] | None = None) -> int:
     """Runs the fuzzer, or the decoder on single inputs."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz.container",
+        prog="python -m tests.fuzz.run",
         description=__doc__,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--minutes", type=float, default=1.0, help="how long (default: 1)")
+    parser.add_argument(
+        "--grid", choices=GRIDS, action="append", help="files of this one alone (default: of both)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the mutations (default: 1)")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="for what is found (default: a temporary one)"
@@ -57,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         if importlib.util.find_spec("atheris") is None:
             parser.error("needs the package atheris, which exists for Linux on x86_64 alone")
         out = arguments.out or Path(tempfile.mkdtemp(prefix="jaxsparse-fuzz-"))
-        return _fuzz(out, arguments.minutes, arguments.seed)
+        grids = arguments.grid or [*GRIDS]
+        return _fuzz(out, grids, arguments.minutes, arguments.seed)
     except OSError as error:
         parser.error(str(error))
 
@@ -70,7 +77,7 @@ def _run(paths: list[Path]) -> int:
     return 0
 
 
-def _fuzz(out: Path, minutes: float, seed: int) -> int:
+def _fuzz(out: Path, grids: list[str], minutes: float, seed: int) -> int:
     """Fuzzes in one process after the other; returns the exit status of the last one."""
     (out / "corpus").mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
@@ -87,7 +94,7 @@ def _fuzz(out: Path, minutes: float, seed: int) -> int:
             "artifact_prefix": f"{out}/",
             "print_final_stats": 1,
         }
-        process = context.Process(target=_fuzz_once, args=(out, options, counts))
+        process = context.Process(target=_fuzz_once, args=(out, grids, options, counts))
         process.start()
         process.join()
         status, seed = process.exitcode or 0, seed + 1
@@ -102,21 +109,25 @@ def _fuzz(out: Path, minutes: float, seed: int) -> int:
     return status
 
 
-def _fuzz_once(out: Path, options: dict[str, Any], counts: Any) -> None:
+def _fuzz_once(out: Path, grids: list[str], options: dict[str, Any], counts: Any) -> None:
     import atheris  # pyright: ignore[reportMissingImports]
 
     # Coverage is of what is imported from here on, hence no import of the package above.
     with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
         include=["jaxsparse"]
     ):
-        from tests.fuzz import jsac
+        from jaxsparse.codec.mdct_container import is_mdct
         from tests.fuzz.check import check
+        from tests.fuzz.mutate import mutate as change
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         rng = random.Random(seed)
-        return jsac.mutate(data, rng, lambda part: atheris.Mutate(part, len(part) + 16))[:max_size]
+        return change(data, rng, lambda part: atheris.Mutate(part, len(part) + 16))[:max_size]
 
     def test(data: bytes) -> None:
+        # Reaching nothing, what became a file of the other grid is not kept.
+        if ("mdct" if is_mdct(data) else "stft") not in grids:
+            return
         counts[0] += 1
         start = time.process_time()
         segments = check(data)
@@ -124,7 +135,8 @@ def _fuzz_once(out: Path, options: dict[str, Any], counts: Any) -> None:
         counts[1] += segments > 0
         counts[2] += segments
 
-    folders = [out / "corpus", *sorted(path for path in CORPUS.iterdir() if path.is_dir())]
+    made = (GRIDS[grid] / name for grid in grids for name in ("faulty", "found", "valid"))
+    folders = [out / "corpus", *(folder for folder in made if folder.is_dir())]
     flags = [f"-{name}={value}" for name, value in options.items()]
     atheris.Setup([sys.argv[0], *flags, *map(str, folders)], test, custom_mutator=mutate)
     atheris.Fuzz()

@@ -1,4 +1,4 @@
-"""A ``.jsac`` file taken apart without judging it, changed, and put together again.
+"""A file of version 1 or 2 taken apart without judging it, changed, and put together again.
 
 The numbers of the header and their limits are those of the codec's own table. Checksums and sizes
 are made to fit, so that a change reaches the code behind them.
@@ -8,11 +8,11 @@ import random
 import re
 import struct
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from jaxsparse.codec.header import FIELDS, VERSIONS, Choice, Field, Flag, Integer, fields_of
+from tests.fuzz.changes import Change, change_bytes
 
 _PREFIX = struct.Struct("<4sBHQ")
 _PART = struct.Struct("<II")
@@ -65,8 +65,6 @@ def _limits(field: Field) -> tuple[int, int]:
 _LIMITS = {each.name: _limits(each) for each in FIELDS if each.name in _CODES}
 # What a header can't be without; of a share of nothing version 1 says the same.
 _LIMITS |= {"center": (1, 1), "coded_share": (1, 1000)}
-
-Change = Callable[[bytes], bytes]
 
 
 @dataclass
@@ -161,15 +159,14 @@ def put_together(file: File, **sizes: Any) -> bytes:
     return header + struct.pack("<I", zlib.crc32(header)) + body
 
 
-def mutate(data: bytes, rng: random.Random, change: Change | None = None) -> bytes:
+def mutate(data: bytes, rng: random.Random, change: Change) -> bytes:
     """Changes a file in one to four places, most often with checksums that fit.
 
     Args:
         data: A file, or anything else.
         rng: Makes all decisions.
-        change: Changes the bytes of one part; by default `change_bytes`.
+        change: Changes the bytes of one part.
     """
-    change = change or (lambda payload: change_bytes(payload, rng))
     file = take_apart(data)
     if file is None or rng.randrange(24) == 0:
         return change(data)
@@ -179,28 +176,6 @@ def mutate(data: bytes, rng: random.Random, change: Change | None = None) -> byt
         _repair(file, rng)
     changed = put_together(file)
     return change_bytes(changed, rng) if rng.randrange(32) == 0 else changed
-
-
-def change_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Flips, overwrites, inserts, deletes, doubles or cuts bytes."""
-    place = rng.randint(0, len(data))
-    length = rng.randint(1, 8)
-    end = min(place + length, len(data))
-    before, middle, after = data[:place], data[place:end], data[end:]
-    kind = rng.randrange(6)
-    if kind == 0:
-        middle = bytes(byte ^ 1 << rng.randrange(8) for byte in middle)
-    elif kind == 1:
-        middle = rng.randbytes(len(middle))
-    elif kind == 2:
-        middle = rng.randbytes(length) + middle
-    elif kind == 3:
-        middle = b""
-    elif kind == 4:
-        middle += middle
-    else:
-        after = b""
-    return before + middle + after
 
 
 def _change_field(file: File, rng: random.Random, change: Change) -> None:
