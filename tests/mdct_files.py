@@ -32,7 +32,7 @@ def make_segment(n_frames=40, *, rate=24, loudness=1.0, seed=0):
     slope = np.exp(-np.arange(HOP_LENGTH) / 40)[:, None]
     time = 0.05 + np.sin(np.arange(n_frames) / 7)[None] ** 2
     scaled = loudness * 6 * slope * time * rng.normal(size=(HOP_LENGTH, n_frames))
-    values, levels = jax.device_get(quantize(jnp.asarray(scaled, jnp.float32)))
+    values, levels = jax.device_get(jax.jit(quantize)(jnp.asarray(scaled, jnp.float32)))
     return QuantizedSegment(values.astype(np.int64), levels.astype(np.int64), rate)
 
 

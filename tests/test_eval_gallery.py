@@ -143,7 +143,7 @@ def test_a_version_is_as_by_hand(made, figures):
     levels = log_power(spectrum)
     key, count = mask_key(0, f"{ODD}.wav"), count_observed(levels.shape, 0.95)
     mask = POLICIES["learned"](key, levels, count)
-    filled = jnp.where(mask, levels, fill(levels, mask))
+    filled = jnp.where(mask, levels, jax.jit(fill)(levels, mask))
     phase = jnp.where(phase_mask(levels, 75.0), jnp.angle(spectrum), 0)
     sound = np.asarray(to_waveform(filled, phase, length=len(original)))
     heard = read_audio(made / "out" / version["sound"])[0][:, 0]

@@ -1,5 +1,6 @@
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_a_mask_is_scored_as_by_hand(data, capsys):
     spectrum = stft(jnp.asarray(signal))
     levels = log_power(spectrum)
     mask = POLICIES["contrast"](mask_key(0, "0.flac"), levels, count_observed(levels.shape, 0.9))
-    filled = jnp.where(mask, levels, fill(levels, mask))
+    filled = jnp.where(mask, levels, jax.jit(fill)(levels, mask))
     phase = jnp.where(phase_mask(levels, 60.0), jnp.angle(spectrum), 0)
     sound = np.asarray(to_waveform(filled, phase, length=N_SAMPLES))
     [group] = summary["groups"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.core import Tracer
-from test_pyramid import SHAPE, kept, levels, slow_fill, trained
+from test_pyramid import SHAPE, initial, kept, levels, slow_fill, trained
 
 from jaxsparse.errors import JaxsparseError
 from jaxsparse.learned import BLOCK, Learned, exchange
@@ -49,7 +49,7 @@ def test_an_untrained_sampler_scores_by_the_errors_of_the_fill():
     estimate = np.where(chosen, without, filled(chosen))
     errors = np.abs(10 ** (values / 100) - 10 ** (estimate / 100))
     expected = np.log(errors + 1e-3) + CONFIG.stay * chosen
-    found = score(CONFIG, CONFIG.build().init(jax.random.key(0)), x, mask)
+    found = score(CONFIG, initial(CONFIG.build()), x, mask)
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
@@ -77,17 +77,18 @@ def test_parts_agree_with_the_whole():
 
 def test_scores_have_a_gradient_towards_the_parameters():
     params, x, mask = trained(CONFIG.build()), levels(), kept()
-    gradients = jax.grad(lambda params: score(CONFIG, params, x, mask)[7, 5])(params)
+    apply = CONFIG.build().apply
+    gradients = jax.jit(jax.grad(lambda params: apply(params, x, mask)[7, 5]))(params)
     for gradient in jax.tree.leaves(gradients):
         assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
 
 
-def test_what_is_worst_filled_in_takes_the_place_of_what_is_least_missed(key):
+def test_what_is_worst_filled_in_takes_the_place_of_what_is_least_missed():
     """A flat plane with one peak that the first mask does not keep."""
     x = jnp.full(SHAPE, -25.0).at[17, 9].set(10.0)
     sampler = SamplerConfig(features=(3,), stay=0.0).build()
     first = kept().at[17, 9].set(False)
-    mask = exchange(sampler, sampler.init(key), x, first)
+    mask = exchange(sampler, initial(sampler), x, first)
     assert bool(mask[17, 9]) and int(mask.sum()) == int(first.sum())
 
 
@@ -140,7 +141,7 @@ def test_decoders_and_samplers_are_told_apart(path, tmp_path):
     with pytest.raises(WeightsError, match=r"^\S+ holds a unet-sampler, not one of sparse-cnn"):
         load_decoder(path)
     network = PyramidUNetConfig((3,))
-    save_weights(tmp_path / "net.safetensors", network.build().init(jax.random.key(0)), network, {})
+    save_weights(tmp_path / "net.safetensors", initial(network.build()), network, {})
     with pytest.raises(WeightsError, match=r"^\S+ holds a pyramid-unet, not one of unet-sampler"):
         load_sampler(tmp_path / "net.safetensors")
     with pytest.raises(JaxsparseError, match="no decoder is named 'unet-sampler'"):

@@ -24,29 +24,36 @@ def scaled_clip(n_frames=FRAMES, seed=0):
 
 def loud_params(config, scale=1.0, seed=0):
     """Random parameters, the last layers included."""
-    params = config.build().init(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    shapes = jax.eval_shape(config.build().init, jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(seed)
     drawn = [
-        scale * jax.random.normal(key, leaf.shape) / np.sqrt(max(leaf.size // leaf.shape[-1], 1))
-        for key, leaf in zip(keys, leaves, strict=True)
+        scale * rng.standard_normal(leaf.shape) / np.sqrt(max(leaf.size // leaf.shape[-1], 1))
+        for leaf in leaves
     ]
-    return jax.tree.unflatten(tree, drawn)
+    return jax.tree.unflatten(tree, [jnp.asarray(each, jnp.float32) for each in drawn])
 
 
-def run(config, params, scaled, valid=None):
+def encode(params, scaled, valid=None):
+    return jax.jit(SMALL.build().encode)(params, scaled, 24.0, valid)
+
+
+def decode(params, coded, valid=None):
+    noise = noise_signs(HOP_LENGTH, coded.values.shape[1])
+    return jax.jit(SMALL.build().decode)(params, coded, 24.0, noise, valid)
+
+
+def run(params, scaled, valid=None):
     """Encodes, rounds and decodes; returns all three."""
-    networks = config.build()
-    relaxed = networks.encode(params, scaled, 24.0, valid)
+    relaxed = encode(params, scaled, valid)
     coded = Coded(jnp.round(relaxed.values), jnp.round(relaxed.levels))
-    noise = noise_signs(*scaled.shape)
-    return relaxed, coded, networks.decode(params, coded, 24.0, noise, valid)
+    return relaxed, coded, decode(params, coded, valid)
 
 
 def test_untrained_networks_quantize_plainly():
     scaled = scaled_clip()
-    _, coded, decoded = run(SMALL, SMALL.build().init(jax.random.key(0)), scaled)
-    plain = quantize(scaled)
+    _, coded, decoded = run(jax.jit(SMALL.build().init)(jax.random.key(0)), scaled)
+    plain = jax.jit(quantize)(scaled)
     assert (coded.values == plain.values).all() and (coded.levels == plain.levels).all()
     kept = np.asarray(coded.values) != 0
     np.testing.assert_allclose(np.asarray(decoded)[kept], np.asarray(coded.values)[kept], atol=0.2)
@@ -55,7 +62,7 @@ def test_untrained_networks_quantize_plainly():
 @pytest.mark.parametrize("scale", [1, 100])
 def test_outputs_are_bounded_whatever_the_parameters(scale):
     scaled = scaled_clip()
-    relaxed, coded, decoded = run(SMALL, loud_params(SMALL, scale), scaled)
+    relaxed, coded, decoded = run(loud_params(SMALL, scale), scaled)
     assert np.abs(np.asarray(relaxed.values - scaled)).max() <= SMALL.encoder_reach + 0.13
     assert relaxed.levels.min() >= 0 and relaxed.levels.max() <= N_LEVELS - 1
     assert np.abs(np.asarray(decoded - coded.values)).max() <= SMALL.reach
@@ -66,8 +73,8 @@ def test_padding_is_not_seen():
     scaled = scaled_clip(22)
     valid = jnp.broadcast_to(jnp.arange(40)[None] < 22, (HOP_LENGTH, 40))
     padded = jnp.pad(scaled, ((0, 0), (0, 18)))
-    relaxed, _, decoded = run(SMALL, params, scaled)
-    relaxed_padded, _, decoded_padded = run(SMALL, params, padded, valid)
+    relaxed, _, decoded = run(params, scaled)
+    relaxed_padded, _, decoded_padded = run(params, padded, valid)
     np.testing.assert_allclose(relaxed_padded.values[:, :22], relaxed.values, atol=1e-4)
     np.testing.assert_allclose(relaxed_padded.levels[:, :11], relaxed.levels, atol=1e-4)
     np.testing.assert_allclose(decoded_padded[:, :22], decoded, atol=1e-4)
@@ -86,30 +93,26 @@ def test_what_lies_beyond_the_halo_is_not_seen():
         kept = slice(seen.start // step, -(-seen.stop // step))
         return jnp.full_like(plane, value).at[:, kept].set(plane[:, kept])
 
-    encoded = networks.encode(params, scaled, 24.0, None)
-    again = networks.encode(params, changed(scaled, 3.0), 24.0, None)
+    encoded, again = encode(params, scaled), encode(params, changed(scaled, 3.0))
     np.testing.assert_allclose(again.values[:, middle], encoded.values[:, middle], atol=1e-5)
     unit = middle // 2
     np.testing.assert_allclose(again.levels[:, unit], encoded.levels[:, unit], atol=1e-5)
-    coded = quantize(scaled)
+    coded = jax.jit(quantize)(scaled)
     other = Coded(changed(coded.values, 5), changed(coded.levels, 2))
-    noise = noise_signs(*scaled.shape)
-    decoded, again = (
-        networks.decode(params, each, 24.0, noise, None)[:, middle] for each in (coded, other)
-    )
+    decoded, again = (decode(params, each)[:, middle] for each in (coded, other))
     np.testing.assert_allclose(again, decoded, atol=1e-5)
 
 
 def test_decoder_has_a_gradient_in_relaxed_values():
     networks, params = SMALL.build(), loud_params(SMALL)
     scaled = scaled_clip()
-    relaxed = networks.encode(params, scaled, 24.0, None)
+    relaxed = encode(params, scaled)
     noise = noise_signs(*scaled.shape)
 
     def loss(coded):
         return jnp.mean(jnp.square(networks.decode(params, coded, 24.0, noise, None) - scaled))
 
-    gradient = jax.grad(loss)(relaxed)
+    gradient = jax.jit(jax.grad(loss))(relaxed)
     assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in gradient)
 
 
@@ -120,7 +123,7 @@ def test_silence_has_finite_gradients():
     def loss(scaled):
         return sum(jnp.sum(leaf) for leaf in networks.encode(params, scaled, 0.0, None))
 
-    assert np.isfinite(jax.grad(loss)(silent)).all()
+    assert np.isfinite(jax.jit(jax.grad(loss))(silent)).all()
 
 
 def test_multiply_adds_are_those_of_the_compiled_convolutions():

@@ -32,7 +32,8 @@ def test_chunks_keep_to_their_bytes():
 @pytest.mark.parametrize(("n", "chunk"), [(1, 4), (7, 3), (12, 5), (12, 50)])
 def test_population_of_any_size_is_evaluated_whole(n, chunk):
     keys = jax.random.split(jax.random.key(0), n)
-    bits = jax.vmap(lambda key: pack_mask(random_mask(key, SHAPE, COUNT)))(keys)
+    draw = jax.jit(jax.vmap(lambda key: pack_mask(random_mask(key, SHAPE, COUNT))))
+    bits = draw(keys)
     powers = 2.0 ** jnp.arange(SHAPE[0] * SHAPE[1]).reshape(SHAPE)
 
     def exact(mask):

@@ -17,14 +17,15 @@ from jaxsparse.transforms.mdct import mdct
 from tests.mdct_files import make_segment, speech
 
 CODEC = load_codec()
+choose_tables = jax.jit(lambda *coded: rate_module.choose_tables(CODEC.models, *coded))
+bits_of = jax.jit(lambda *coded: rate_module.bits(CODEC.models, *coded))
 
 
 @pytest.mark.parametrize("loudness", [0.2, 1.0, 8.0])
 def test_costs_on_the_device_are_those_of_the_coder(loudness):
     segment = make_segment(60, loudness=loudness)
     coded = Coded(jnp.asarray(segment.values, jnp.int32), jnp.asarray(segment.levels, jnp.int32))
-    tables = rate_module.choose_tables(CODEC.models, coded, float(segment.rate))
-    values, levels = rate_module.bits(CODEC.models, coded, tables)
+    values, levels = bits_of(coded, choose_tables(coded, float(segment.rate)))
     expected = cost(segment, CODEC.models)
     in_values = expected.total - expected.levels
     assert float(values.sum()) == pytest.approx(in_values, rel=0.02)
@@ -34,11 +35,9 @@ def test_costs_on_the_device_are_those_of_the_coder(loudness):
 def test_costs_between_whole_numbers_are_in_between():
     segment = make_segment(8)
     whole = Coded(jnp.asarray(segment.values, jnp.int32), jnp.asarray(segment.levels, jnp.int32))
-    tables = rate_module.choose_tables(CODEC.models, whole, 24.0)
+    tables = choose_tables(whole, 24.0)
     costs = [
-        rate_module.bits(
-            CODEC.models, Coded(jnp.full(whole.values.shape, x), whole.levels * 1.0), tables
-        )[0]
+        bits_of(Coded(jnp.full(whole.values.shape, x), whole.levels * 1.0), tables)[0]
         for x in (2.0, 2.25, 3.0)
     ]
     np.testing.assert_allclose(costs[1], 0.75 * costs[0] + 0.25 * costs[2], rtol=1e-4)
@@ -67,7 +66,7 @@ def test_draws_have_a_gradient():
 
 def problem(n_samples=7_500, rate=36.0):
     signal = jnp.pad(speech(n_samples), (0, 31 * HOP_LENGTH - n_samples))
-    coefficients = mdct(signal)
+    coefficients = jax.jit(mdct)(signal)
     n_frames = -(-n_samples // HOP_LENGTH) + 1
     valid = jnp.broadcast_to(jnp.arange(32)[None] < n_frames, coefficients.shape)
     power = np.sort(np.mean(np.square(coefficients[:, :n_frames]), axis=0))
@@ -84,10 +83,14 @@ def problem(n_samples=7_500, rate=36.0):
 
 def heard(found, segment):
     """Distortion and bits of whole numbers."""
-    tables = rate_module.choose_tables(CODEC.models, found, segment.rate)
-    bits = sum(float(each.sum()) for each in rate_module.bits(CODEC.models, found, tables))
-    sound = rdo._decode(CODEC, segment, found)
-    return float(rdo.distortion(rdo._synthesise(segment.scaled, segment.rate), sound)), bits
+    bits = bits_of(found, choose_tables(found, segment.rate))
+
+    @jax.jit
+    def distortion(segment, found):
+        original = rdo._synthesise(segment.scaled, segment.rate)
+        return rdo.distortion(original, rdo._decode(CODEC, segment, found))
+
+    return float(distortion(segment, found)), sum(float(each.sum()) for each in bits)
 
 
 def test_a_search_sounds_better_than_a_finer_step_of_as_many_bits():
