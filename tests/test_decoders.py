@@ -159,7 +159,7 @@ def test_no_search_makes_the_network_explode():
 
     search = genetic(loudest, SHAPE, 60, GeneticConfig(6))
     mask = run(search, jax.random.key(0), steps=5).mask(SHAPE)
-    completed, filled = jax.jit(decoder.apply)(params, levels, mask), fill(levels, mask)
+    completed, filled = jax.jit(decoder.apply)(params, levels, mask), jax.jit(fill)(levels, mask)
     assert jnp.all(completed <= filled + limits.most_above + 1e-3)
     assert jnp.all(completed >= filled - limits.most_below - 1e-3)
     assert completed.max() <= levels[mask].max() + limits.most_above

@@ -143,7 +143,7 @@ def test_masks_are_fresh_and_of_the_range(settings, masks, key):
 def test_crops_are_parts_of_the_clip(settings, key):
     audio = jax.random.normal(key, (8_000,))
     settings = dataclasses.replace(settings, masks=("mixed",), crops_per_clip=2)
-    examples = loop.make_examples(settings, key, audio)
+    examples = jax.jit(lambda *args: loop.make_examples(settings, *args))(key, audio)
     whole = np.asarray(log_power(stft(audio, STFTConfig())))
     windows = np.lib.stride_tricks.sliding_window_view(whole, (40, 24))
     for crop in np.asarray(examples.spectrogram):
@@ -183,7 +183,8 @@ def test_policies_shares_and_gains_are_drawn_for_each_clip(settings, key):
 def test_a_policy_that_is_drawn_alone_keeps_its_share(settings, key):
     settings = dataclasses.replace(settings, masks=("loudest",), share=(0.2, 0.3), crop=None)
     audio = jax.random.normal(key, (8_000,))
-    (spectrogram,), (mask,) = loop.make_examples(settings, key, audio)
+    made = jax.jit(lambda *args: loop.make_examples(settings, *args))
+    (spectrogram,), (mask,) = made(key, audio)
     np.testing.assert_array_equal(mask, project_to_count(spectrogram, int(mask.sum())))
 
 
