@@ -229,7 +229,7 @@ def test_impossible_shares_are_refused(thousandths, loudest, message):
 @pytest.mark.parametrize("version", [0, 3, 255])
 def test_unknown_versions_are_refused(version):
     data, _ = make_file(small_header())
-    with pytest.raises(ContainerError, match="only 1 and 2"):
+    with pytest.raises(ContainerError, match="only 1 to 3"):
         container.unpack(data[:4] + bytes([version]) + data[5:])
 
 

@@ -97,7 +97,7 @@ def test_a_search_sounds_better_than_a_finer_step_of_as_many_bits():
     """What it finds is compared with what the encoder network alone makes of more bits."""
     segment = problem(rate=36.0)
     begin = rdo._compiled(CODEC)[0]
-    target = rdo.GROWTH * float(begin(segment)[0].best.bits)
+    target = float(begin(segment)[0].best.bits)
     found = rdo.optimise(CODEC, segment, 40, target)
     distortion, bits = heard(found, segment)
     finer = begin(problem(rate=34.0))[0].best

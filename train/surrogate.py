@@ -5,8 +5,7 @@ without a search; `pesq` scores them, with as many processes as there are CPUs; 
 of `jaxsparse.metrics.surrogate` are moved, from the published values on, so that the surrogate says
 the same. RUN gets the pairs, from which a run that was stopped goes on, and surrogate.json, which
 belongs into `jaxsparse/metrics`. A tenth of the clips is held out and tells how well that went,
-beside the calibration that is there. With 100 clips it takes half an hour on two cores, most of it
-for the searches.
+beside the calibration that is there. Most of its time goes to the searches.
 """
 
 import functools

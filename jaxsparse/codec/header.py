@@ -420,8 +420,8 @@ def unpack_header(data: bytes) -> tuple[Header, int]:
         raise ContainerError("the file ends in its header")
     _, version, size = _START.unpack_from(data)
     if version not in VERSIONS:
-        known = " and ".join(map(str, VERSIONS))
-        raise ContainerError(f"version {version} of the format is not known, only {known}")
+        # The third is the MDCT's, which has another header.
+        raise ContainerError(f"version {version} of the format is not known, only 1 to 3")
     _check_whole(data, version, size)
     header = Header(**_unpack_fields(data[: size - _CRC.size], version))
     if header.version != version:

@@ -103,10 +103,8 @@ class Channel(NamedTuple):
         """Returns the mask of what networks see of a segment."""
         if self.mask is None:
             return None
-        first = self.geometry.first(index)
         window = np.zeros((HOP_LENGTH, self.geometry.window), bool)
-        part = self.mask[:, max(first, 0) : first + self.geometry.window]
-        window[:, max(-first, 0) :][:, : part.shape[1]] = part
+        place_columns(window, self.mask, -self.geometry.first(index))
         return jnp.asarray(window)
 
     def step(self, index: int, rate: float) -> int:
@@ -147,6 +145,13 @@ def read_channel(
     loudest = max(channel.levels)
     channel.levels[:] = [max(level, _QUIETEST * loudest) for level in channel.levels]
     return channel
+
+
+def place_columns(target: np.ndarray, source: np.ndarray, position: int) -> None:
+    """Writes those columns that lie within the target; the first one's place is `position`."""
+    start, stop = max(position, 0), min(position + source.shape[1], target.shape[1])
+    if start < stop:
+        target[:, start:stop] = source[:, start - position : stop - position]
 
 
 def whole_rate(rate: float) -> int:

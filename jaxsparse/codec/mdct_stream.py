@@ -26,6 +26,7 @@ from jaxsparse.codec.mdct_channel import (
     choose,
     make_geometry,
     make_problem,
+    place_columns,
     read_channel,
     whole_rate,
     without_context,
@@ -122,14 +123,14 @@ class _Encoder:
         # Of a long file some segments tell how it sounds.
         every = -(-len(places) // MAX_SAMPLED)
         for number, (channel, index) in enumerate(places):
-            self._report(number, 0, len(places))
+            self._report(number, len(places), 0)
             self._code(channel, index, number % every == 0, len(places))
-        self._report(len(places), 0, len(places))
+        self._report(len(places), len(places), 0)
         known = [each for each in self.estimates if math.isfinite(each)]
         quality = min(max(round(QUALITY_STEPS * float(np.mean(known))), 1), 255) if known else None
         return mdct_container.pack(replace(header, quality=quality), self.segments)
 
-    def _report(self, number: int, updates: int, total: int) -> None:
+    def _report(self, number: int, total: int, updates: int) -> None:
         if self.progress is not None:
             steps = max(self.n_updates, 1)
             self.progress(number * steps + updates, total * steps)
@@ -143,14 +144,8 @@ class _Encoder:
         coded, n_bits = choose(codec, channel, index, self.rate)
         alone = without_context(make_problem(codec, channel, index, self.rate), geometry)
         if self.n_updates:
-            target = rdo.GROWTH * float(n_bits)
-            coded = rdo.optimise(
-                codec,
-                alone,
-                self.n_updates,
-                target,
-                lambda done: self._report(number, done, total),
-            )
+            progress = functools.partial(self._report, number, total)
+            coded = rdo.optimise(codec, alone, self.n_updates, float(n_bits), progress)
         if estimated:
             self.estimates.append(float(rdo.estimate_pesq(codec, alone, coded)))
         n_frames = geometry.own(index)
@@ -369,17 +364,12 @@ def _join(
         # At other steps, in units of this one's.
         octaves = (other.step - own.step) / STEPS_PER_OCTAVE
         louder = 20 * math.log10(2) * octaves / LEVEL_DB
-        _place(values, numbers.values * np.float32(2.0**octaves), i * FRAMES_PER_SEGMENT - first)
+        place_columns(
+            values, numbers.values * np.float32(2.0**octaves), i * FRAMES_PER_SEGMENT - first
+        )
         moved = np.where(numbers.levels > 0, np.clip(numbers.levels + louder, 0, N_LEVELS), 0)
-        _place(levels, moved, (i * FRAMES_PER_SEGMENT - first) // BAND_FRAMES)
+        place_columns(levels, moved, (i * FRAMES_PER_SEGMENT - first) // BAND_FRAMES)
     return Coded(values, levels)  # pyright: ignore[reportArgumentType]
-
-
-def _place(target: np.ndarray, source: np.ndarray, position: int) -> None:
-    """Writes what of some columns lies within the target."""
-    start, stop = max(position, 0), min(position + source.shape[1], target.shape[1])
-    if start < stop:
-        target[:, start:stop] = source[:, start - position : stop - position]
 
 
 @functools.lru_cache(maxsize=16)

@@ -65,8 +65,7 @@ def _budget(settings: MDCTSettings, header: MDCTHeader) -> float:
     seconds = max(header.n_samples / header.sample_rate, _SHORTEST * header.channels)
     # Words of 32 bits are filled by half on average.
     filling = 16 * header.channels * header.n_segments
-    budget = 1000 * kbps * seconds - mdct_container.overhead_bits(header) - filling
-    return budget / rdo.GROWTH if settings.effort else budget
+    return 1000 * kbps * seconds - mdct_container.overhead_bits(header) - filling
 
 
 def _quality(codec: MDCTCodec, sample: Sequence[tuple[Channel, int]], rate: float) -> float:

@@ -37,8 +37,6 @@ PRICE, PRICE_POWER = 6.2, 0.7
 TERMS = {"surrogate": 20.0, "surrogate-nb": 10.0, "stoi": 150.0, "mel": 5.0}
 """Weights of points of PESQ in wide and narrow band, of STOI, and of dB of the mel spectrum."""
 _BEST = 4.64
-GROWTH = 1.0
-"""By how much a search makes the bits more, about; it begins with a step for so many fewer."""
 # In units of the training's price, the first one of a search.
 _FIRST_PRICE = 1.0
 # How quickly the price follows the bits, and by how much these may exceed the target.

@@ -152,7 +152,7 @@ def _faults_of_bytes() -> Iterator[Fault]:
         yield Fault(
             f"version-{version}",
             f"version {version}, checksum fits",
-            f"version {version} of the format is not known, only 1 and 2",
+            f"version {version} of the format is not known, only 1 to 3",
             _with(file, version=version),
         )
     start, *_ = starts = _part_starts(file)
