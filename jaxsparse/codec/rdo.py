@@ -28,9 +28,10 @@ from jaxsparse.transforms.mdct import Coefficients, MDCTConfig, imdct
 from jaxsparse.types import SAMPLE_RATE, PRNGKey, Waveform
 
 CHUNK = 10
-"""Updates after which what they came to is rounded and tried, and tables and price are renewed."""
-LEARNING_RATE = 0.03
-TEMPERATURES = (0.5, 0.05)
+"""Updates after which the bits are counted, and tables and price are renewed."""
+LEARNING_RATES = (0.23, 0.015)
+"""At the first and at the last update, to be divided by the root of the number of updates."""
+TEMPERATURES = (0.2, 0.1)
 """Of the draws, at the first and at the last update."""
 PRICE, PRICE_POWER = 6.2, 0.7
 """What a kbit/s is worth at a step of one active level, and how that grows with the step."""
@@ -38,9 +39,12 @@ TERMS = {"surrogate": 20.0, "surrogate-nb": 10.0, "stoi": 150.0, "mel": 5.0}
 """Weights of points of PESQ in wide and narrow band, of STOI, and of dB of the mel spectrum."""
 _BEST = 4.64
 # In units of the training's price, the first one of a search.
-_FIRST_PRICE = 1.0
-# How quickly the price follows the bits, and by how much these may exceed the target.
-_PRICE_RATE, _TOLERANCE = 4.0, 0.01
+_FIRST_PRICE = 0.65
+# How quickly the price follows the bits.
+_PRICE_RATE = 2.0
+# Fractions from which on magnitudes may be rounded up so that the bits meet the target, and trials
+# until they do. Where a mask leaves no choice, the target may be missed by this share.
+_THRESHOLDS, _ROUNDINGS, _TOLERANCE = (0.2, 0.8), 9, 0.01
 _EDGE = 1e-4
 LOUDNESS = 0.05
 """Active level of what is compared: the mel spectrum has a floor."""
@@ -91,7 +95,6 @@ class State(NamedTuple):
     relaxed: Coded
     moments: optax.OptState
     price: Float[Array, ""]
-    best: Trial
 
 
 def price_of_rate(rate: Float[Array, ""] | float) -> Float[Array, ""]:
@@ -129,9 +132,18 @@ def draw(
     return lower + 1 - below
 
 
-def round_coded(relaxed: Coded, problem: Problem) -> Coded:
-    """Rounds to what a file can hold."""
-    values = jnp.round(relaxed.values)
+def round_coded(
+    relaxed: Coded, problem: Problem, threshold: Float[Array, ""] | float = 0.5
+) -> Coded:
+    """Rounds to what a file can hold.
+
+    Args:
+        relaxed: Values and levels.
+        problem: Says which may be other than zero.
+        threshold: Fraction of a magnitude from which on it is rounded up.
+    """
+    magnitudes = jnp.floor(jnp.abs(relaxed.values) + 1 - threshold)
+    values = jnp.copysign(magnitudes, relaxed.values)
     if problem.mask is not None:
         least = jnp.where(relaxed.values < 0, -1, 1)
         values = jnp.where(values == 0, least, values)
@@ -186,38 +198,80 @@ def optimise(
     Returns:
         Whole numbers; what the encoder network chooses where nothing better was found.
     """
-    begin, update, judge = _compiled(codec)
-    state, tables = begin(problem)
+    search = _compiled(codec)
+    state, tables, first = search.begin(problem)
     for number in range(n_updates):
-        state = update(problem, state, tables, number, n_updates)
+        state = search.update(problem, state, tables, number, n_updates)
         if (number + 1) % CHUNK == 0:
-            state, tables = judge(problem, state, target)
+            state, tables = search.renew(problem, state, target)
             progress(number + 1)
-    return state.best.coded
+    last = search.judge(problem, state.relaxed, _fit(search, problem, state.relaxed, target))
+    within = last.bits <= target * (1 + _TOLERANCE)
+    return last.coded if within and last.distortion < first.distortion else first.coded
+
+
+def _fit(search: "_Search", problem: Problem, relaxed: Coded, target: float) -> float:
+    """Finds the lowest threshold of rounding with which the bits are within the target."""
+    low, high = _THRESHOLDS
+    for _ in range(_ROUNDINGS):
+        middle = (low + high) / 2
+        if search.count(problem, relaxed, middle) > target:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+class _Search(NamedTuple):
+    """The parts of a search, each one compiled call.
+
+    Attributes:
+        begin: Starts from what the encoder network chooses, and judges that.
+        update: Follows the gradient once.
+        renew: Renews price and tables.
+        count: Counts the bits of rounded values.
+        judge: Rounds, counts and listens.
+    """
+
+    begin: Callable[..., Any]
+    update: Callable[..., Any]
+    renew: Callable[..., Any]
+    count: Callable[..., Any]
+    judge: Callable[..., Any]
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(codec: MDCTCodec) -> tuple[Callable[..., Any], ...]:
-    """Builds the start, an update, and the trial of what it came to, each one compiled call."""
+def _compiled(codec: MDCTCodec) -> _Search:
     networks, models = codec.networks, codec.models
-    optimizer = optax.adam(LEARNING_RATE)
+    optimizer = optax.scale_by_adam()
 
     def heard(problem: Problem, coded: Coded) -> Float[Array, ""]:
         original = _synthesise(problem.scaled, problem.rate)
         return distortion(original, _decode(codec, problem, coded))
 
-    def try_rounded(problem: Problem, relaxed: Coded) -> tuple[Trial, Any]:
-        coded = round_coded(relaxed, problem)
+    def tables_and_bits(problem: Problem, coded: Coded) -> tuple[Any, Float[Array, ""]]:
         tables = choose_tables(models, coded, problem.rate)
-        n_bits = total_bits(models, coded, tables, problem.valid)
-        return Trial(coded, n_bits, heard(problem, coded)), tables
+        return tables, total_bits(models, coded, tables, problem.valid)
 
     @jax.jit
-    def begin(problem: Problem) -> tuple[State, Any]:
+    def count(
+        problem: Problem, relaxed: Coded, threshold: Float[Array, ""] | float
+    ) -> Float[Array, ""]:
+        return tables_and_bits(problem, round_coded(relaxed, problem, threshold))[1]
+
+    @jax.jit
+    def judge(problem: Problem, relaxed: Coded, threshold: Float[Array, ""] | float) -> Trial:
+        coded = round_coded(relaxed, problem, threshold)
+        return Trial(coded, tables_and_bits(problem, coded)[1], heard(problem, coded))
+
+    @jax.jit
+    def begin(problem: Problem) -> tuple[State, Any, Trial]:
         relaxed = networks.encode(problem.params, problem.scaled, problem.rate, problem.valid)
-        trial, tables = try_rounded(problem, relaxed)
+        coded = round_coded(relaxed, problem)
+        tables, n_bits = tables_and_bits(problem, coded)
         price = _FIRST_PRICE * price_of_rate(problem.rate)
-        return State(relaxed, optimizer.init(relaxed), price, trial), tables
+        state = State(relaxed, optimizer.init(relaxed), price)
+        return state, tables, Trial(coded, n_bits, heard(problem, coded))
 
     def lagrangian(
         relaxed: Coded,
@@ -243,33 +297,25 @@ def _compiled(codec: MDCTCodec) -> tuple[Callable[..., Any], ...]:
         number: Int[Array, ""],
         n_updates: Int[Array, ""],
     ) -> State:
+        share = number / n_updates
         high, low = TEMPERATURES
-        temperature = high * (low / high) ** (number / n_updates)
+        temperature = high * (low / high) ** share
+        first, last = LEARNING_RATES
+        rate = last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2
         key = jax.random.fold_in(jax.random.key(0), number)
         arguments = (problem, key, temperature, tables, state.price)
         gradient = jax.grad(lagrangian)(state.relaxed, *arguments)
-        changes, moments = optimizer.update(gradient, state.moments)
-        relaxed: Any = optax.apply_updates(state.relaxed, changes)
+        direction, moments = optimizer.update(gradient, state.moments)
+        step = -rate / jnp.sqrt(n_updates)
+        relaxed: Any = jax.tree.map(lambda x, d: x + step * d, state.relaxed, direction)
         return state._replace(relaxed=relaxed, moments=moments)
 
     @jax.jit
-    def judge(problem: Problem, state: State, target: Float[Array, ""]) -> tuple[State, Any]:
-        trial, tables = try_rounded(problem, state.relaxed)
-        price = state.price * (trial.bits / target) ** _PRICE_RATE
-        return state._replace(price=price, best=_better(state.best, trial, target)), tables
+    def renew(problem: Problem, state: State, target: Float[Array, ""]) -> tuple[State, Any]:
+        tables, n_bits = tables_and_bits(problem, round_coded(state.relaxed, problem))
+        return state._replace(price=state.price * (n_bits / target) ** _PRICE_RATE), tables
 
-    return begin, update, judge
-
-
-def _better(best: Trial, trial: Trial, target: Float[Array, ""]) -> Trial:
-    """Returns the trial that sounds better, of those within the target or else nearer to it."""
-    within = jnp.stack([best.bits, trial.bits]) <= target * (1 + _TOLERANCE)
-    better = jnp.where(
-        within[0] == within[1],
-        jnp.where(within[1], trial.distortion < best.distortion, trial.bits < best.bits),
-        within[1],
-    )
-    return jax.tree.map(lambda new, old: jnp.where(better, new, old), trial, best)
+    return _Search(begin, update, renew, count, judge)
 
 
 def _synthesise(scaled: Coefficients, rate: Float[Array, ""]) -> Waveform:
