@@ -173,8 +173,9 @@ def make_problem(codec: MDCTCodec, channel: Channel, index: int, rate: float) ->
     )
 
 
-def without_context(problem: Problem, geometry: Geometry) -> Problem:
-    """Takes away what networks see beside a segment's own frames."""
+def segment_alone(codec: MDCTCodec, channel: Channel, index: int, rate: float) -> Problem:
+    """Returns a segment without what networks see beside its own frames."""
+    problem, geometry = make_problem(codec, channel, index, rate), channel.geometry
     own = slice(geometry.context, geometry.context + geometry.size)
     return problem._replace(
         scaled=problem.scaled[:, own] * problem.valid[:, own],

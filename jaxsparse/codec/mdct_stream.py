@@ -25,11 +25,10 @@ from jaxsparse.codec.mdct_channel import (
     Geometry,
     choose,
     make_geometry,
-    make_problem,
     place_columns,
     read_channel,
+    segment_alone,
     whole_rate,
-    without_context,
 )
 from jaxsparse.codec.mdct_container import (
     FRAMES_PER_SEGMENT,
@@ -101,61 +100,70 @@ def compress(
         signal = audio.resample(signal, sample_rate, CODED_RATE)[:, 0]
         own = None if mask is None else mask[index]
         channels.append(read_channel(signal, codec, settings.bandwidth, own))
-    rate = choose_rate(codec, channels, settings, header)
-    encoder = _Encoder(codec, UPDATES[settings.effort], rate, progress)
-    return encoder.run(header, channels)
+    encoder = _Encoder(codec, header, UPDATES[settings.effort], progress)
+    rate = choose_rate(codec, channels, settings, header, encoder.report_before)
+    return encoder.run(channels, rate)
 
 
 class _Encoder:
     """Codes segment after segment at one rate, and estimates how they sound."""
 
     def __init__(
-        self, codec: MDCTCodec, n_updates: int, rate: float, progress: Progress | None
+        self, codec: MDCTCodec, header: MDCTHeader, n_updates: int, progress: Progress | None
     ) -> None:
-        self.codec, self.n_updates, self.rate = codec, n_updates, rate
+        self.codec, self.header, self.n_updates = codec, header, n_updates
         self.progress = progress
+        self.n_before = 0
         self.segments: list[CodedSegment] = []
         self.estimates: list[float] = []
 
-    def run(self, header: MDCTHeader, channels: Sequence[Channel]) -> bytes:
+    def run(self, channels: Sequence[Channel], rate: float) -> bytes:
         """Codes all, and makes the file."""
-        places = [(channel, i) for channel in channels for i in range(header.n_segments)]
+        places = [(c, i) for c in channels for i in range(self.header.n_segments)]
         # Of a long file some segments tell how it sounds.
         every = -(-len(places) // MAX_SAMPLED)
+        self._report(0, 0)
         for number, (channel, index) in enumerate(places):
-            self._report(number, len(places), 0)
-            self._code(channel, index, number % every == 0, len(places))
-        self._report(len(places), len(places), 0)
+            self._code(channel, index, rate, number % every == 0)
+            self._report(number + 1, 0)
         known = [each for each in self.estimates if math.isfinite(each)]
         quality = min(max(round(QUALITY_STEPS * float(np.mean(known))), 1), 255) if known else None
-        return mdct_container.pack(replace(header, quality=quality), self.segments)
+        return mdct_container.pack(replace(self.header, quality=quality), self.segments)
 
-    def _report(self, number: int, total: int, updates: int) -> None:
+    def report_before(self, done: int, total: int) -> None:
+        """Reports updates that are made before any segment is coded, and remembers their number."""
+        self.n_before = total
+        self._report(0, done - total)
+
+    def _report(self, number: int, updates: int) -> None:
+        """Reports segments that are coded, and updates of the next one."""
         if self.progress is not None:
             steps = max(self.n_updates, 1)
-            self.progress(number * steps + updates, total * steps)
+            n_segments = self.header.channels * self.header.n_segments
+            done = self.n_before + number * steps + updates
+            self.progress(done, self.n_before + n_segments * steps)
 
-    def _code(self, channel: Channel, index: int, estimated: bool, total: int) -> None:
+    def _code(self, channel: Channel, index: int, rate: float, estimated: bool) -> None:
         """Chooses a segment's values and codes them."""
         if not channel.levels[index]:
             self.segments.append(SILENCE)
             return
-        codec, geometry, number = self.codec, channel.geometry, len(self.segments)
-        coded, n_bits = choose(codec, channel, index, self.rate)
-        alone = without_context(make_problem(codec, channel, index, self.rate), geometry)
+        codec, number = self.codec, len(self.segments)
+        coded, n_bits = choose(codec, channel, index, rate)
+        alone = segment_alone(codec, channel, index, rate)
         if self.n_updates:
-            progress = functools.partial(self._report, number, total)
+            progress = functools.partial(self._report, number)
             coded = rdo.optimise(codec, alone, self.n_updates, float(n_bits), progress)
         if estimated:
             self.estimates.append(float(rdo.estimate_pesq(codec, alone, coded)))
-        n_frames = geometry.own(index)
+        n_frames = channel.geometry.own(index)
         whole = QuantizedSegment(
             np.asarray(coded.values, np.int64)[:, :n_frames],
             np.asarray(coded.levels, np.int64)[:, : -(-n_frames // BAND_FRAMES)],
-            whole_rate(self.rate),
+            whole_rate(rate),
         )
         data = encode_segment(whole, codec.models)
-        step = channel.step(index, self.rate)
+        step = channel.step(index, rate)
         self.segments.append(CodedSegment(step, whole.rate, data) if data else SILENCE)
 
 

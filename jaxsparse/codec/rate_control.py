@@ -1,5 +1,6 @@
 """How fine the step must be for a rate, a quality or a sparsity that was asked for."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -7,16 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.codec import mdct_container, rdo
-from jaxsparse.codec.mdct_channel import Channel, choose, make_problem, without_context
+from jaxsparse.codec.mdct_channel import Channel, choose, segment_alone
 from jaxsparse.codec.mdct_container import MDCTHeader
-from jaxsparse.codec.mdct_settings import DEFAULT_KBPS, MDCTSettings
+from jaxsparse.codec.mdct_settings import DEFAULT_KBPS, UPDATES, MDCTSettings
 from jaxsparse.codec.weights import MDCTCodec
 from jaxsparse.transforms.grid import HOP_LENGTH, N_RATES
+from jaxsparse.types import Progress
 
 # Where the search for a step begins.
 _FIRST_RATE = 28.0
 MAX_SAMPLED = 24
 """Of a long file so many segments decide on the step."""
+# So many of them tell how much better a search makes them.
+_MAX_SEARCHED = 2
 # Octaves of bits for one of steps, about.
 _SLOPE = -0.85
 # The rate is met within this share, or as near as so many trials come.
@@ -28,17 +32,29 @@ _SHORTEST = 0.25
 
 
 def choose_rate(
-    codec: MDCTCodec, channels: Sequence[Channel], settings: MDCTSettings, header: MDCTHeader
+    codec: MDCTCodec,
+    channels: Sequence[Channel],
+    settings: MDCTSettings,
+    header: MDCTHeader,
+    progress: Progress = lambda done, total: None,
 ) -> float:
-    """Finds the step over the active level that gives what the settings ask for."""
+    """Finds the step over the active level that gives what the settings ask for.
+
+    Args:
+        codec: Networks and context models.
+        channels: The clip.
+        settings: What is asked for.
+        header: Of the file, whose length it takes up.
+        progress: Called with the number of updates done, and of all; a quality that a search shall
+            reach takes some.
+    """
     places = [(c, i) for c in channels for i, level in enumerate(c.levels) if level]
     if not places:
         return _FIRST_RATE
     sample = places[:: -(-len(places) // MAX_SAMPLED)]
     share = _wanted_share(settings, channels)
     if settings.pesq is not None:
-        target = settings.pesq
-        return _bisect(lambda rate: _quality(codec, sample, rate) < target, _QUALITY_TRIALS)
+        return _reach(codec, sample, settings.pesq, UPDATES[settings.effort], progress)
     if share is not None:
         return _bisect(lambda rate: _zeros(codec, sample, rate) > share, _SHARE_TRIALS)
     target_bits = _budget(settings, header) * len(sample) / len(places)
@@ -68,13 +84,44 @@ def _budget(settings: MDCTSettings, header: MDCTHeader) -> float:
     return 1000 * kbps * seconds - mdct_container.overhead_bits(header) - filling
 
 
+def _reach(
+    codec: MDCTCodec,
+    sample: Sequence[tuple[Channel, int]],
+    quality: float,
+    n_updates: int,
+    progress: Progress,
+) -> float:
+    """Finds the step with which segments sound as good as is asked for, after a search if any."""
+
+    def find(wanted: float) -> float:
+        return _bisect(lambda rate: _quality(codec, sample, rate) < wanted, _QUALITY_TRIALS)
+
+    rate = find(quality)
+    if not n_updates:
+        return rate
+    searched = sample[:: -(-len(sample) // _MAX_SEARCHED)]
+    gains = []
+    for number, place in enumerate(searched):
+        total = len(searched) * n_updates
+        report = functools.partial(_report, progress, number * n_updates, total)
+        coded, n_bits = choose(codec, *place, rate)
+        alone = segment_alone(codec, *place, rate)
+        found = rdo.optimise(codec, alone, n_updates, float(n_bits), report)
+        before, after = (rdo.estimate_pesq(codec, alone, each) for each in (coded, found))
+        gains.append(float(after - before))
+    return find(quality - float(np.mean(gains)))
+
+
+def _report(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
 def _quality(codec: MDCTCodec, sample: Sequence[tuple[Channel, int]], rate: float) -> float:
     """Returns the mean estimate of PESQ in wide band, as the encoder network codes segments."""
     estimates = []
-    for channel, index in sample:
-        coded, _ = choose(codec, channel, index, rate)
-        problem = without_context(make_problem(codec, channel, index, rate), channel.geometry)
-        estimates.append(float(rdo.estimate_pesq(codec, problem, coded)))
+    for place in sample:
+        coded, _ = choose(codec, *place, rate)
+        estimates.append(float(rdo.estimate_pesq(codec, segment_alone(codec, *place, rate), coded)))
     return float(np.mean(estimates))
 
 
