@@ -1,22 +1,23 @@
-"""Interpolation between the kept bins, by SciPy: what a network has to beat."""
+"""Interpolation between the kept bins, by SciPy: what a network has to beat.
+
+SciPy is imported when it is first used: it takes half a second, and every codec would wait for it.
+"""
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32
-from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator
-from scipy.ndimage import distance_transform_edt
-from scipy.spatial import Delaunay, QhullError
 from threadpoolctl import ThreadpoolController
 
 from jaxsparse.contracts import Decoder, Params
 from jaxsparse.types import HardMask, Mask, PRNGKey, Spectrogram
 
 Interpolation = Literal["nearest", "linear", "clough-tocher"]
-_PIECEWISE = {"linear": LinearNDInterpolator, "clough-tocher": CloughTocher2DInterpolator}
+# SciPy's classes.
+_PIECEWISE = {"linear": "LinearNDInterpolator", "clough-tocher": "CloughTocher2DInterpolator"}
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ def interpolate(
         raise ValueError("no bin is kept")
     if not np.isfinite(values).all():
         raise ValueError("a kept bin is not finite")
+    import scipy.interpolate
+    from scipy.ndimage import distance_transform_edt
+
     nearest = np.asarray(distance_transform_edt(~mask, return_distances=False, return_indices=True))
     result = spectrogram[nearest[0], nearest[1]].astype(np.float32)
     triangles = None
@@ -108,7 +112,8 @@ def interpolate(
         # SciPy solves a tiny system for each triangle; where other work is on the cores, BLAS's
         # threads waiting for one another make that a hundred times slower.
         with _threads().limit(limits=1, user_api="blas"):
-            filled = _PIECEWISE[method](triangles, values)(np.argwhere(~mask))
+            interpolator = getattr(scipy.interpolate, _PIECEWISE[method])
+            filled = interpolator(triangles, values)(np.argwhere(~mask))
         filled = filled.clip(values.min(), values.max())
         result[~mask] = np.where(np.isnan(filled), result[~mask], filled)
     return result
@@ -119,7 +124,10 @@ _threads = functools.cache(ThreadpoolController)
 
 # Several interpolations of a mask share its triangles, which take longest; some 20 MB each.
 @functools.lru_cache(maxsize=8)
-def _triangulate(bits: bytes, shape: tuple[int, int]) -> Delaunay | None:
+def _triangulate(bits: bytes, shape: tuple[int, int]) -> Any:
+    """Returns SciPy's triangles, or None."""
+    from scipy.spatial import Delaunay, QhullError
+
     mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=shape[0] * shape[1]).reshape(shape)
     try:
         return Delaunay(np.argwhere(mask))

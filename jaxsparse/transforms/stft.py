@@ -10,7 +10,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.signal
 from jax import lax
 from jaxtyping import Array, Complex, Float
 
@@ -57,7 +56,13 @@ class STFTConfig:
 @functools.lru_cache
 def window_samples(config: STFTConfig) -> np.ndarray:
     """The window [n_fft], float32, zero-padded on both sides from `win_length`."""
-    window = scipy.signal.get_window(config.window, config.win_length, fftbins=True)
+    if config.window == "hann" and config.win_length > 1:
+        # The usual one without SciPy's package for signals, which takes half a second to import.
+        window = np.hanning(config.win_length + 1)[:-1]
+    else:
+        import scipy.signal
+
+        window = scipy.signal.get_window(config.window, config.win_length, fftbins=True)
     before = (config.n_fft - config.win_length) // 2
     after = config.n_fft - config.win_length - before
     return np.pad(window, (before, after)).astype(np.float32)
