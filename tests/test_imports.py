@@ -47,6 +47,7 @@ LAYERS = (
     {"demo_page"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 )
 # What can be read without the library that decodes it.
 THE_FORMAT = {
@@ -232,3 +233,9 @@ def loaded(module):
 def test_heavy_packages_are_imported_where_they_are_used(name, unwanted):
     module = "jaxsparse" if name == "__init__" else f"jaxsparse.{name}"
     assert not loaded(module) & unwanted
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "jaxsparse", "--help"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.startswith("usage: jaxsparse")
