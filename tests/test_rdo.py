@@ -81,16 +81,10 @@ def problem(n_samples=7_500, rate=36.0):
     )
 
 
-def heard(found, segment):
-    """Distortion and bits of whole numbers."""
-    bits = bits_of(found, choose_tables(found, segment.rate))
-
-    @jax.jit
-    def distortion(segment, found):
-        original = rdo._synthesise(segment.scaled, segment.rate)
-        return rdo.distortion(original, rdo._decode(CODEC, segment, found))
-
-    return float(distortion(segment, found)), sum(float(each.sum()) for each in bits)
+@jax.jit
+def distortion(segment, found, samples):
+    original = rdo._synthesise(segment.scaled, segment.rate)
+    return rdo.distortion(original, rdo._decode(CODEC, segment, found), samples)
 
 
 def test_a_search_sounds_better_than_a_finer_step_of_as_many_bits():
@@ -99,11 +93,24 @@ def test_a_search_sounds_better_than_a_finer_step_of_as_many_bits():
     begin = rdo._compiled(CODEC).begin
     target = float(begin(segment)[2].bits)
     found = rdo.optimise(CODEC, segment, 40, target)
-    distortion, bits = heard(found, segment)
-    finer = begin(problem(rate=34.0))[2]
+    finer_segment = problem(rate=34.0)
+    finer = begin(finer_segment)[2]
+    bits = sum(float(each.sum()) for each in bits_of(found, choose_tables(found, segment.rate)))
     assert bits < float(finer.bits)
-    assert distortion < float(finer.distortion)
+    # Also where the metrics' frames lie otherwise.
+    for samples in (0, 1_000):
+        before = distortion(finer_segment, finer.coded, samples)
+        assert distortion(segment, found, samples) < before
     assert not np.asarray(found.values)[:, ~np.asarray(segment.valid[0])].any()
+
+
+@pytest.mark.parametrize("samples", [0, 1, 700, rdo.MAX_DELAY])
+def test_a_delay_moves_a_sound_and_loses_nothing(samples):
+    sound = np.arange(1.0, 5_001.0, dtype=np.float32)
+    moved = np.asarray(rdo.delay(jnp.asarray(sound), samples))
+    assert moved.size == sound.size + rdo.MAX_DELAY
+    assert (moved[samples:][: sound.size] == sound).all()
+    assert np.count_nonzero(moved) == sound.size
 
 
 def test_a_search_is_the_same_again_and_compiles_once():

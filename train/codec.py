@@ -229,10 +229,17 @@ def make_step(settings: Settings, models: Any, optimizer: optax.GradientTransfor
         return imdct(decoded, length=crop.shape[0]), jnp.asarray(kbps)
 
     def loss_of(
-        params: Params, crops: Array, rates: Array, keys: Array, temperature: Array
+        params: Params,
+        crops: Array,
+        rates: Array,
+        keys: tuple[Array, Array],
+        temperature: Array,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        sound, kbps = jax.vmap(code, (None, 0, 0, 0, None))(params, crops, rates, keys, temperature)
-        terms = rdo.measure(rdo.LOUDNESS * crops, rdo.LOUDNESS * sound)
+        coded = jax.vmap(code, (None, 0, 0, 0, None))
+        sound, kbps = coded(params, crops, rates, keys[0], temperature)
+        delays = jax.vmap(rdo.draw_delay)(keys[1])
+        reference, estimate = (jax.vmap(rdo.delay)(each, delays) for each in (crops, sound))
+        terms = rdo.measure(rdo.LOUDNESS * reference, rdo.LOUDNESS * estimate)
         price = settings.price / rdo.PRICE * jax.vmap(rdo.price_of_rate)(rates)
         heard = sum(rdo.TERMS[name] * value.mean() for name, value in terms.items())
         means = {name: value.mean() for name, value in terms.items()}
@@ -242,12 +249,12 @@ def make_step(settings: Settings, models: Any, optimizer: optax.GradientTransfor
     def step(
         state: TrainState, audio: Float[Array, "B N"]
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        keys = jax.random.split(jax.random.fold_in(key, state.step), (2, audio.shape[0]))
+        keys = jax.random.split(jax.random.fold_in(key, state.step), (3, audio.shape[0]))
         crops, rates = jax.vmap(functools.partial(make_crop, settings))(keys[0], audio)
         first, last = settings.temperatures
         temperature = first * (last / first) ** (state.step / settings.steps)
         measured = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, crops, rates, keys[1], temperature
+            state.params, crops, rates, (keys[1], keys[2]), temperature
         )
         (loss, terms), gradient = measured
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
