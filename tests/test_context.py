@@ -76,13 +76,13 @@ def test_tables_depend_on_what_is_coded_before_alone(name):
         fields = {"magnitudes": "values", "levels": "levels"}
         other = every_table(name, segment._replace(**{fields[name]: changed}))
         assert (other[:row] == tables[:row]).all()
-        own = layout.columns(group)
+        own = layout.groups[group]
         assert (other[row, own] == tables[row, own]).all()
 
 
 def test_every_symbol_of_a_frame_is_in_one_group():
     for layout in LAYOUTS.values():
-        columns = [np.arange(layout.n_columns)[layout.columns(g)] for g in range(len(layout.order))]
+        columns = [np.arange(layout.n_columns)[group] for group in layout.groups]
         assert sorted(np.concatenate(columns)) == list(range(layout.n_columns))
         # The present row is seen only where another group is coded before.
         assert layout.margin <= BAND_EDGES[-1]

@@ -91,7 +91,7 @@ def test_rounding_to_whole_numbers_costs_hardly_a_bit():
     symbols = rng.integers(0, 12, (200, 5))
     batch = train_context.Batch(inputs.astype(np.float32), symbols)
     expected = float(train_context.code_length(params, layout, [batch]))
-    tables = model.choose(0, inputs, layout.places(0))
+    tables = model.choose(0, inputs, layout.places[0])
     assert model.bits[tables, symbols].sum() == pytest.approx(expected, rel=0.02)
 
 

@@ -117,7 +117,7 @@ def code_length(params: Params, layout: Layout, batches: Sequence[Batch]) -> Flo
     """Returns the bits of all groups' symbols; tables in between are mixed of both neighbours."""
     total = jnp.zeros(())
     for group, (inputs, symbols) in enumerate(batches):
-        bias = params["first_bias"][group][layout.places(group)]
+        bias = params["first_bias"][group][layout.places[group]]
         x = jax.nn.relu(inputs / _SCALE @ params["first"][group] + bias[None])
         x = jax.nn.relu(x @ params["second"] + params["second_bias"][None, None])
         place = (0.25 * (x @ params["third"] + params["third_bias"]) + 0.5) * len(params["tables"])
@@ -255,7 +255,7 @@ def gather(
     for name, layout in LAYOUTS.items():
         inputs = context.all_inputs(layout, *planes[name], rate)
         batches[name] = [
-            Batch(np.asarray(each, np.float32), symbols[name][:, layout.columns(group)])
+            Batch(np.asarray(each, np.float32), symbols[name][:, layout.groups[group]])
             for group, each in enumerate(inputs)
         ]
     return batches

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,8 @@ _LARGEST_INPUT = 8 * 64
 LEVEL_PAST = 3
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Layout:
     """Which symbols of a row are coded together, and what the network is shown of each.
 
     Attributes:
@@ -58,28 +60,31 @@ class Layout(NamedTuple):
     offsets: tuple[tuple[int, int], ...]
     n_places: int
 
-    @property
+    @functools.cached_property
     def n_inputs(self) -> int:
         """Inputs of the network."""
         return len(self.offsets) + 1
 
-    @property
+    @functools.cached_property
     def margin(self) -> int:
         """Zeros on each side of a plane."""
         return max(abs(offset) for _, offset in self.offsets)
 
-    @property
+    @functools.cached_property
     def n_planes(self) -> int:
         """Planes that are looked at."""
         return 1 + max(plane for plane, _ in self.offsets)
 
-    def columns(self, group: int) -> slice:
-        """Returns the columns of a group, of which the first one is coded first."""
-        return slice(self.order[group], self.n_columns, len(self.order))
+    @functools.cached_property
+    def groups(self) -> tuple[slice, ...]:
+        """Columns of each group; those of the first one in `order` are coded first."""
+        return tuple(slice(start, self.n_columns, len(self.order)) for start in self.order)
 
-    def places(self, group: int) -> Int[np.ndarray, " M"]:
-        """Returns the place of each column of a group."""
-        return np.arange(self.n_columns)[self.columns(group)] * self.n_places // self.n_columns
+    @functools.cached_property
+    def places(self) -> tuple[Int[np.ndarray, " _"], ...]:
+        """The place of each column of a group."""
+        columns = np.arange(self.n_columns)
+        return tuple(columns[group] * self.n_places // self.n_columns for group in self.groups)
 
     def gather(self, planes: Planes, group: int, rate: int) -> Inputs:
         """Gathers the inputs for a group of each row.
@@ -89,19 +94,19 @@ class Layout(NamedTuple):
             group: Position in `order`.
             rate: Of the segment.
         """
-        index = _gather_index(self, group)
+        index = self._indices[group]
         inputs = np.empty((len(planes), *index.shape[:1], self.n_inputs))
         inputs[..., :-1] = planes.reshape(len(planes), -1)[:, index]
         inputs[..., -1] = rate
         return inputs
 
-
-@functools.lru_cache
-def _gather_index(layout: Layout, group: int) -> Int[np.ndarray, "M I"]:
-    width = layout.n_columns + 2 * layout.margin
-    columns = np.arange(layout.n_columns)[layout.columns(group)]
-    starts = np.array([plane * width + layout.margin + offset for plane, offset in layout.offsets])
-    return columns[:, None] + starts[None]
+    @functools.cached_property
+    def _indices(self) -> tuple[Int[np.ndarray, "_ _"], ...]:
+        """Where in all planes of a row the inputs for each group are."""
+        width = self.n_columns + 2 * self.margin
+        starts = np.array([plane * width + self.margin + offset for plane, offset in self.offsets])
+        columns = np.arange(self.n_columns)
+        return tuple(columns[group][:, None] + starts[None] for group in self.groups)
 
 
 def _offsets(plane: int, *columns: int) -> tuple[tuple[int, int], ...]:
@@ -263,7 +268,7 @@ def all_inputs(
     planes = planes.copy()
     for group in range(len(layout.order)):
         gathered.append(layout.gather(planes, group, rate))
-        columns = layout.columns(group)
+        columns = layout.groups[group]
         own = slice(layout.margin + columns.start, layout.margin + columns.stop, columns.step)
         planes[:, 0, own] = present[:, own]
     return gathered
@@ -275,7 +280,7 @@ def all_tables(
     """Chooses the tables of all symbols where all are known, as a decoder does one by one."""
     tables = np.empty((len(planes), layout.n_columns), np.int64)
     for group, inputs in enumerate(all_inputs(layout, planes, present, rate)):
-        tables[:, layout.columns(group)] = model.choose(group, inputs, layout.places(group))
+        tables[:, layout.groups[group]] = model.choose(group, inputs, layout.places[group])
     return tables
 
 

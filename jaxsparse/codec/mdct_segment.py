@@ -4,7 +4,8 @@ Magnitudes come first, frame after frame, in the groups of `MAGNITUDES`; then th
 bands, which see all of them; then escapes and signs. ``docs/format.md`` describes the bytes.
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import constriction
@@ -168,8 +169,7 @@ def _encode(
     coder: Encoder, layout: Layout, symbols: Int[np.ndarray, "N C"], tables: np.ndarray
 ) -> None:
     """Codes all symbols in one call, in the order in which a decoder meets them."""
-    groups = range(len(layout.order))
-    order = np.concatenate([np.arange(layout.n_columns)[layout.columns(g)] for g in groups])
+    order = np.concatenate([np.arange(layout.n_columns)[group] for group in layout.groups])
     coder(
         symbols[:, order].reshape(-1), _CATEGORICAL, tables[:, order].reshape(-1, tables.shape[2])
     )
@@ -187,7 +187,7 @@ def _decode_magnitudes(
         planes[0, 1:] = past_planes(looks[frame : frame + PAST + 1])[0]
         for group, own in _groups(MAGNITUDES):
             symbols = _decode_group(coder, MAGNITUDES, group, planes, rate, model)
-            magnitudes[frame, MAGNITUDES.columns(group)] = symbols
+            magnitudes[frame, MAGNITUDES.groups[group]] = symbols
             planes[0, 0, own] = magnitude_looks(symbols)
         looks[frame + PAST] = planes[0, 0]
     return magnitudes
@@ -201,26 +201,27 @@ def _decode_levels(
     for row in range(len(levels)):
         for group, own in _groups(LEVELS):
             symbols = _decode_group(coder, LEVELS, group, planes[row : row + 1], rate, model)
-            levels[row, LEVELS.columns(group)] = symbols
+            levels[row, LEVELS.groups[group]] = symbols
             planes[row, 0, own] = LEVEL_LOOK * symbols
         for back in range(1, min(LEVEL_PAST + 1, len(levels) - row)):
             planes[row + back, back] = planes[row, 0]
     return levels
 
 
-def _groups(layout: Layout) -> Iterator[tuple[int, slice]]:
-    """Yields each group and its columns with the margin."""
-    for group in range(len(layout.order)):
-        columns = layout.columns(group)
-        start, stop = columns.start + layout.margin, columns.stop + layout.margin
-        yield group, slice(start, stop, columns.step)
+@functools.cache
+def _groups(layout: Layout) -> tuple[tuple[int, slice], ...]:
+    """Returns each group and its columns with the margin."""
+    return tuple(
+        (group, slice(columns.start + layout.margin, columns.stop + layout.margin, columns.step))
+        for group, columns in enumerate(layout.groups)
+    )
 
 
 def _decode_group(
     coder: Decoder, layout: Layout, group: int, planes: np.ndarray, rate: int, model: ContextModel
 ) -> Int[np.ndarray, " M"]:
     inputs = layout.gather(planes, group, rate)
-    tables = model.choose(group, inputs, layout.places(group))[0]
+    tables = model.choose(group, inputs, layout.places[group])[0]
     return coder(tables, _CATEGORICAL, model.tables[tables]).astype(np.int64)
 
 

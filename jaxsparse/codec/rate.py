@@ -98,11 +98,11 @@ def _choose(
     n_columns, n_groups = layout.n_columns, len(layout.order)
     tables = jnp.zeros((len(planes), n_columns), jnp.int32)
     for group in range(n_groups):
-        columns = layout.columns(group)
+        columns = layout.groups[group]
         known = np.isin(np.arange(n_columns) % n_groups, layout.order[:group])
         seen = planes.at[..., 0].set(present * known[None])
         x = _first_layer(model, layout, group, seen)
-        bias = model.first_bias[group][layout.places(group)] / 2.0**context.WEIGHT_BITS
+        bias = model.first_bias[group][layout.places[group]] / 2.0**context.WEIGHT_BITS
         last = model.first[group][-1] / 2.0**context.WEIGHT_BITS
         told = jnp.asarray(bias, x.dtype) + rate * jnp.asarray(last, x.dtype)[None]
         x = jax.nn.relu(x + told[None])
@@ -133,7 +133,7 @@ def _first_layer(
         (step,),
         (padding,),
         dimension_numbers=("NWC", "WIO", "NWC"),
-    )[:, : len(range(layout.n_columns)[layout.columns(group)])]
+    )[:, : len(range(layout.n_columns)[layout.groups[group]])]
 
 
 def _magnitude_planes(looks: Float[Array, "T F"]) -> tuple[Planes, Float[Array, "T F"]]:
