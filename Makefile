@@ -50,19 +50,19 @@ gallery: $(VENV)/.ready  ## Fill in masks of two kinds, by two decoders, for the
 listen: $(VENV)/.ready  ## Code clips of DATA with this codec and others for the page listen/index.html
 	$(BIN)/python -m benchmarks.codecs.listen --data "$(DATA)" --out $(LISTEN) --force
 
-test: lint types test-fast  ## Lint, check types and run the tests
+test: lint types test-fast test-optimised  ## Lint, check types and run the tests
 
 lint: $(VENV)/.ready  ## Check style and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
 types: $(VENV)/.ready  ## Check types
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --threads 2 --pythonpath $(BIN)/python
 
-test-fast: $(VENV)/.ready  ## Run the tests alone: all of them, or those of FILES="tests/test_stft.py ..."
-	$(BIN)/python -m pytest $(or $(FILES),$(WORKERS))
+test-fast: $(VENV)/.ready  ## Run all but the numerical tests, or all of FILES="tests/test_stft.py ..."
+	$(BIN)/python -m pytest $(or $(FILES),$(WORKERS) -m "not slow and not optimised")
 
-test-optimised: $(VENV)/.ready  ## Run the numerical tests once more, compiled for AVX2 as users' code is
+test-optimised: $(VENV)/.ready  ## Run the numerical tests, compiled for AVX2 as users' code is
 	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" $(BIN)/python -m pytest $(WORKERS) \
 		-m optimised $(NUMERICAL)
 

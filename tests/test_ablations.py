@@ -23,6 +23,7 @@ def small(monkeypatch):
         monkeypatch.setitem(ablations.VARIANTS, name, {**changes, "decoder": small})
 
 
+@pytest.mark.slow
 def test_variants_are_trained_and_compared(tmp_path, small, capsys):
     for split in ("train", "valid"):
         (tmp_path / split).mkdir()

@@ -109,9 +109,7 @@ def strided():
     return Pretrained(network, moved, Card(SHA256))
 
 
-@pytest.mark.parametrize(
-    ("network", "keep_observed"), [(untrained, True), (untrained, False), (strided, False)]
-)
+@pytest.mark.parametrize(("network", "keep_observed"), [(untrained, True), (strided, False)])
 def test_segments_agree_with_the_whole_at_once(network, keep_observed):
     """Segments, halo and overlap-add give what one pass over the whole clip gives."""
     network = network()

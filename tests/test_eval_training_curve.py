@@ -26,6 +26,7 @@ def make_run(folder, seconds, **about):
         save_weights(sampler, SAMPLER.build().init(jax.random.key(0)), SAMPLER, {})
 
 
+@pytest.mark.slow
 def test_hours_are_those_of_all_stages(tmp_path, capsys):
     make_run(tmp_path / "first", {1: 360.0, 2: 720.0})
     make_run(tmp_path / "second", {5: 36.0}, started_from={"training_seconds": 720.0})

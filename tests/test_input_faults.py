@@ -391,17 +391,11 @@ def test_one_sample_stays_one_sample(sample_rate, channels, folder, capsys):
     assert (decoded > 0.4 * coded).all() and (decoded < 1.03 * coded).all()
 
 
-# A run takes seconds, so only one that has a bit of all is always done.
-SLOW_DEMOS = ("8 kHz", "44.1 kHz", "96 kHz", "six channels", "one sample", "silence")
+DEMOS = ("six channels at 44.1 kHz", "8 kHz", "44.1 kHz", "96 kHz", "six channels", "one sample")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "six channels at 44.1 kHz",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_DEMOS),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*DEMOS, "silence"])
 def test_demo_of_odd_audio_with_an_odd_name(kind, folder, capsys):
     sample_rate, channels = ODD_AUDIO.get(kind, (16_000, 1))
     samples = voice(0.5, sample_rate, channels)

@@ -38,7 +38,7 @@ def whole(long_file):
     return codec.decompress(long_file)[0]
 
 
-@pytest.mark.parametrize("wanted", [2.4, 3.2, 6.0, 12.0, 16.0])
+@pytest.mark.parametrize("wanted", [2.4, 6.0, 16.0])
 def test_rates_are_met(wanted):
     samples = speech(80_000)[:, None]
     data = codec.compress(samples, RATE, MDCTSettings(kbps=wanted))
@@ -322,7 +322,7 @@ def kept(data, channel=0):
     return np.concatenate([segment.values for segment in decoded], axis=1) != 0
 
 
-@pytest.mark.parametrize(("n_samples", "effort"), [(90_000, 0), (30_000, 1)])
+@pytest.mark.parametrize(("n_samples", "effort"), [(90_000, 0), (7_900, 1)])
 def test_a_file_keeps_what_the_mask_keeps(n_samples, effort):
     samples = speech(n_samples)[:, None]
     shape = (256, mdct_container.unpack(codec.compress(samples, RATE)).header.n_frames)

@@ -92,7 +92,7 @@ def test_a_search_sounds_better_than_a_finer_step_of_as_many_bits():
     segment = problem(rate=36.0)
     begin = rdo._compiled(CODEC).begin
     target = float(begin(segment)[2].bits)
-    found = rdo.optimise(CODEC, segment, 40, target)
+    found = rdo.optimise(CODEC, segment, 20, target)
     finer_segment = problem(rate=34.0)
     finer = begin(finer_segment)[2]
     bits = sum(float(each.sum()) for each in bits_of(found, choose_tables(found, segment.rate)))

@@ -237,6 +237,7 @@ def run_with_kills(settings, cache, moments, rng):
     return counts
 
 
+@pytest.mark.slow
 def test_three_kills_change_nothing(settings, whole, cache):
     counts = run_with_kills(settings, cache, ("writing", "training", "starting"), random.Random(0))
     assert counts["kills"] == 3
