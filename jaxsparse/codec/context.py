@@ -81,6 +81,13 @@ class Layout:
         return tuple(slice(start, self.n_columns, len(self.order)) for start in self.order)
 
     @functools.cached_property
+    def padded_groups(self) -> tuple[slice, ...]:
+        """The same columns in a row with its margins."""
+        return tuple(
+            slice(g.start + self.margin, g.stop + self.margin, g.step) for g in self.groups
+        )
+
+    @functools.cached_property
     def places(self) -> tuple[Int[np.ndarray, " _"], ...]:
         """The place of each column of a group."""
         columns = np.arange(self.n_columns)
@@ -266,10 +273,8 @@ def all_inputs(
     """Gathers the inputs for each group where all symbols are known."""
     gathered = []
     planes = planes.copy()
-    for group in range(len(layout.order)):
+    for group, own in enumerate(layout.padded_groups):
         gathered.append(layout.gather(planes, group, rate))
-        columns = layout.groups[group]
-        own = slice(layout.margin + columns.start, layout.margin + columns.stop, columns.step)
         planes[:, 0, own] = present[:, own]
     return gathered
 

@@ -4,7 +4,6 @@ Magnitudes come first, frame after frame, in the groups of `MAGNITUDES`; then th
 bands, which see all of them; then escapes and signs. ``docs/format.md`` describes the bytes.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -185,7 +184,7 @@ def _decode_magnitudes(
     for frame in range(n_frames):
         planes[0, 0] = 0
         planes[0, 1:] = past_planes(looks[frame : frame + PAST + 1])[0]
-        for group, own in _groups(MAGNITUDES):
+        for group, own in enumerate(MAGNITUDES.padded_groups):
             symbols = _decode_group(coder, MAGNITUDES, group, planes, rate, model)
             magnitudes[frame, MAGNITUDES.groups[group]] = symbols
             planes[0, 0, own] = magnitude_looks(symbols)
@@ -199,22 +198,13 @@ def _decode_levels(
     levels = np.zeros((-(-len(magnitudes) // BAND_FRAMES), N_BANDS), np.int64)
     planes, _ = level_planes(levels, magnitudes)
     for row in range(len(levels)):
-        for group, own in _groups(LEVELS):
+        for group, own in enumerate(LEVELS.padded_groups):
             symbols = _decode_group(coder, LEVELS, group, planes[row : row + 1], rate, model)
             levels[row, LEVELS.groups[group]] = symbols
             planes[row, 0, own] = LEVEL_LOOK * symbols
         for back in range(1, min(LEVEL_PAST + 1, len(levels) - row)):
             planes[row + back, back] = planes[row, 0]
     return levels
-
-
-@functools.cache
-def _groups(layout: Layout) -> tuple[tuple[int, slice], ...]:
-    """Returns each group and its columns with the margin."""
-    return tuple(
-        (group, slice(columns.start + layout.margin, columns.stop + layout.margin, columns.step))
-        for group, columns in enumerate(layout.groups)
-    )
 
 
 def _decode_group(
