@@ -26,7 +26,8 @@ MAKEFLAGS += --no-print-directory
 # Three processes of up to 3 GB, since some tests wait for programs; a file's share what they compile.
 WORKERS = -n 3 --dist loadfile
 # XLA's defaults; tests compile more quickly (tests/conftest.py).
-OPTIMISED = --xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true
+AVX2 = XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true \
+	--xla_cpu_max_isa=AVX2"
 # Whatever asks for it by the marker; files named one by one are collected in a second.
 NUMERICAL = $(shell grep -l 'mark.optimised' tests/test_*.py)
 
@@ -59,15 +60,15 @@ lint: $(VENV)/.ready  ## Check style and format
 types: $(VENV)/.ready  ## Check types
 	$(BIN)/pyright --threads 2 --pythonpath $(BIN)/python
 
-test-fast: $(VENV)/.ready  ## Run all but the numerical tests, or all of FILES="tests/test_stft.py ..."
+test-fast: $(VENV)/.numba  ## Run all but the numerical tests, or all of FILES="tests/test_stft.py ..."
 	$(BIN)/python -m pytest $(or $(FILES),$(WORKERS) -m "not slow and not optimised")
 
-test-optimised: $(VENV)/.ready  ## Run the numerical tests, compiled for AVX2 as users' code is
-	XLA_FLAGS="$(OPTIMISED) --xla_cpu_max_isa=AVX2" $(BIN)/python -m pytest $(WORKERS) \
-		-m optimised $(NUMERICAL)
+test-optimised: $(VENV)/.numba  ## Run the numerical tests, compiled for AVX2 as users' code is
+	$(AVX2) $(BIN)/python -m pytest $(WORKERS) -m "optimised and not slow" $(NUMERICAL)
 
-test-slow: $(VENV)/.ready  ## Run the tests that take minutes: fifty kills, an hour of audio
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/.numba  ## Run the tests that take long: whole evaluations, fifty kills, an hour of audio
+	$(BIN)/python -m pytest $(WORKERS) -m "slow and not optimised"
+	$(AVX2) $(BIN)/python -m pytest $(WORKERS) -m "slow and optimised" $(NUMERICAL)
 
 bench: $(VENV)/.ready  ## Time training and searching against PyTorch (installed if absent), and metrics
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install \
@@ -100,6 +101,11 @@ ifeq ($(RESOLUTION),pinned)
 else
 	$(INSTALL) --resolution $(RESOLUTION) -e ".[all,dev,tensorboard]"
 endif
+	@touch $@
+
+# librosa compiles for 20 s where it was never used, in each process that uses it.
+$(VENV)/.numba: $(VENV)/.ready
+	@$(BIN)/python -c "import librosa, numpy; librosa.feature.mfcc(y=numpy.zeros(4096), sr=16000)"
 	@touch $@
 
 # pesq is compiled when it is installed, hence the compiler and Python's headers.

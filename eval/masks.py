@@ -57,7 +57,7 @@ from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_object
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
 from jaxsparse.search.contract import HostObjective, Objective, Search
-from jaxsparse.search.genetic import WITHOUT_REPRODUCTION, GeneticConfig, genetic
+from jaxsparse.search.genetic import THESIS, WITHOUT_REPRODUCTION, genetic
 from jaxsparse.search.lagrangian import (
     LagrangianSettings,
     constant_mask,
@@ -486,7 +486,7 @@ def _unsearched(task: Task, mask: jax.Array) -> Found:
 
 
 def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
-    config = GeneticConfig() if task.method == "genetic" else WITHOUT_REPRODUCTION
+    config = THESIS if task.method == "genetic" else WITHOUT_REPRODUCTION
     config = dataclasses.replace(config, population_size=settings.population)
     if NAMES[task.search][1] == "pesq":
         sound, network = task.sound, task.network

@@ -3,11 +3,12 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxsparse import losses
@@ -19,6 +20,7 @@ from jaxsparse.metrics.surrogate import fingerprint, pesq_surrogate
 from jaxsparse.reconstruct import put_back, then, to_waveform
 from jaxsparse.search.contract import HostObjective
 from jaxsparse.search.population import chunk_size
+from jaxsparse.terms import Terms, evaluate, hears, parse_loss, weighted_sum
 from jaxsparse.transforms.stft import STFTConfig
 from jaxsparse.types import SAMPLE_RATE, Mask, Spectrogram
 
@@ -37,7 +39,26 @@ class Problem(NamedTuple):
     waveform: Float[Array, " N"] | None = None
 
 
-Measure: TypeAlias = Callable[[Spectrogram, Mask, Problem], tuple[Any, Any]]
+@runtime_checkable
+class Measure(Protocol):
+    """A loss of what comes back."""
+
+    @property
+    def keep_observed(self) -> bool:
+        """Whether kept bins are put back."""
+        ...
+
+    def __call__(self, completed: Spectrogram, mask: Mask, problem: Problem, /) -> tuple[Any, Any]:
+        """Returns the loss, or what stands for it, and the auxiliary output."""
+        ...
+
+
+Derivative: TypeAlias = Literal["whole", "put-back"]
+"""Which derivative by the mask an objective has: that of all it computes ("whole"), or that of
+putting a bin back ("put-back"), as if the decoder took no notice of the bin. What a bin is worth to
+a search is told better by the latter, which knows the error at the bin: a decoder that divides by
+the sum of the mask has, for a bin far from all others, a derivative as large as that sum is small.
+"""
 
 
 @jax.tree_util.register_dataclass
@@ -49,16 +70,23 @@ class DeviceObjective:
     decoder: Decoder = field(metadata={"static": True})
     measure: Measure = field(metadata={"static": True})
     """From the completed spectrogram, the mask and the problem to loss and aux."""
+    derivative: Derivative = field(default="whole", metadata={"static": True})
 
     def __call__(self, mask: Mask) -> tuple[Array, Any]:
         """Evaluates a mask [F, T], hard or soft."""
-        completed = self.decoder.apply(self.problem.params, self.problem.spectrogram, mask)
+        reference = self.problem.spectrogram
+        shown = mask if self.derivative == "whole" else lax.stop_gradient(mask)
+        completed = self.decoder.apply(self.problem.params, reference, shown)
+        if self.derivative == "put-back" and mask.dtype != bool and not self.measure.keep_observed:
+            # What is added is zero, and has the derivative of putting back.
+            completed += (mask - shown) * (reference - lax.stop_gradient(completed))
         return self.measure(completed, mask, self.problem)
 
     @property
     def identity(self) -> str:
         """What a search's checkpoints know it by."""
-        return f"{self.measure} {self.decoder.config}"
+        derivative = "" if self.derivative == "whole" else f" {self.derivative}"
+        return f"{self.measure} {self.decoder.config}{derivative}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +119,28 @@ class _Surrogate:
 
 
 @dataclass(frozen=True)
+class _Mixture:
+    terms: Terms
+    keep_observed: bool
+    config: STFTConfig
+    calibration: str = field(default_factory=fingerprint)
+
+    def __call__(
+        self, completed: Spectrogram, mask: Mask, problem: Problem
+    ) -> tuple[Array, dict[str, Array]]:
+        sounds: tuple[Any, Any] = (None, None)
+        error, estimate = _error(completed, mask, problem, self.keep_observed)
+        if hears(self.terms):
+            assert problem.phase is not None and problem.waveform is not None
+            n_samples = problem.waveform.shape[0]
+            sound = to_waveform(estimate, problem.phase, self.config, length=n_samples)
+            sounds = problem.waveform[None], sound[None]
+        values = evaluate(self.terms, (problem.spectrogram[None], estimate[None]), sounds)
+        alone = {name: value[0] for name, value in values.items()}
+        return weighted_sum(self.terms, alone), {"mse": error} | alone
+
+
+@dataclass(frozen=True)
 class _Sound:
     """MSE and sound."""
 
@@ -114,7 +164,12 @@ def _error(
 
 
 def mse_objective(
-    decoder: Decoder, params: Params, spectrogram: Spectrogram, *, keep_observed: bool = True
+    decoder: Decoder,
+    params: Params,
+    spectrogram: Spectrogram,
+    *,
+    keep_observed: bool = True,
+    derivative: Derivative = "whole",
 ) -> DeviceObjective | HostObjective:
     """Mean squared error of the completed spectrogram in dB^2 (thesis, eq. 3.5).
 
@@ -123,12 +178,13 @@ def mse_objective(
         params: Its parameters.
         spectrogram: The clip in dB, F by T.
         keep_observed: See `reconstruct_spectrogram`; the thesis searches without.
+        derivative: See `Derivative`.
 
     Returns:
         ``mask -> (loss, None)`` for masks [F, T], hard or soft; a `HostObjective` where the
         decoder runs on the host.
     """
-    return _make(decoder, _MSE(keep_observed), Problem(params, spectrogram))
+    return _make(decoder, _MSE(keep_observed), Problem(params, spectrogram), derivative)
 
 
 def surrogate_objective(
@@ -141,6 +197,7 @@ def surrogate_objective(
     band: Literal["wb", "nb"] = "wb",
     keep_observed: bool = True,
     config: STFTConfig = STFTConfig(),
+    derivative: Derivative = "whole",
 ) -> DeviceObjective | HostObjective:
     """Negative surrogate of PESQ of the sound that comes back, on the device.
 
@@ -156,18 +213,60 @@ def surrogate_objective(
         band: Wide or narrow band.
         keep_observed: See `reconstruct_spectrogram`; the thesis searches without.
         config: Settings of the inverse transform.
+        derivative: See `Derivative`.
 
     Returns:
         ``mask -> (loss, {"mse": dB^2})`` for masks [F, T], hard or soft; a `HostObjective` where
         the decoder runs on the host. The loss is NaN where the sound is not finite.
     """
     problem = Problem(params, spectrogram, phase, jnp.asarray(waveform, jnp.float32))
-    return _make(decoder, _Surrogate(band, keep_observed, config), problem)
+    return _make(decoder, _Surrogate(band, keep_observed, config), problem, derivative)
 
 
-def _make(decoder: Decoder, measure: Measure, problem: Problem) -> DeviceObjective | HostObjective:
+def mixture_objective(
+    decoder: Decoder,
+    params: Params,
+    spectrogram: Spectrogram,
+    phase: Float[Array, "F T"],
+    waveform: Float[Array | np.ndarray, " N"],
+    *,
+    loss: str = "quality",
+    keep_observed: bool = True,
+    config: STFTConfig = STFTConfig(),
+    derivative: Derivative = "whole",
+) -> DeviceObjective | HostObjective:
+    """A sum of terms, of the spectrogram and of the sound that comes back, on the device.
+
+    A search games what it is given: one that knows both bands' surrogates and STOI, as "quality"
+    does, has to mislead three at once.
+
+    Args:
+        decoder: What fills in the hidden bins.
+        params: Its parameters.
+        spectrogram: The clip in dB, F by T.
+        phase: Radians, F by T.
+        waveform: The clip at 16 kHz.
+        loss: Terms and their weights, or the name of a mixture; see `jaxsparse.terms.parse_loss`.
+        keep_observed: See `reconstruct_spectrogram`; the thesis searches without.
+        config: Settings of the inverse transform.
+        derivative: See `Derivative`.
+
+    Returns:
+        ``mask -> (loss, {"mse": dB^2, term: value, ...})`` for masks [F, T], hard or soft; a
+        `HostObjective` where the decoder runs on the host.
+
+    Raises:
+        ValueError: If `loss` can't be read.
+    """
+    problem = Problem(params, spectrogram, phase, jnp.asarray(waveform, jnp.float32))
+    return _make(decoder, _Mixture(parse_loss(loss), keep_observed, config), problem, derivative)
+
+
+def _make(
+    decoder: Decoder, measure: Measure, problem: Problem, derivative: Derivative
+) -> DeviceObjective | HostObjective:
     if not decoder.on_host:
-        return DeviceObjective(problem, decoder, measure)
+        return DeviceObjective(problem, decoder, measure, derivative)
 
     def score(bits: Any) -> tuple[np.ndarray, Any]:
         scored = [_run(decoder, measure)(problem, packed) for packed in np.asarray(bits)]
@@ -184,11 +283,11 @@ def _run(decoder: Decoder, measure: Measure) -> Callable[[Problem, Any], tuple[A
     def finish(completed: Array, dense: Array, mask: Array, valid: None, problem: Problem) -> Any:
         return measure(completed, mask, problem)
 
-    evaluate = then(decoder, finish)
+    complete = then(decoder, finish)
 
     def run(problem: Problem, bits: Any) -> tuple[Any, Any]:
         mask = unpack_mask(jnp.asarray(bits), problem.spectrogram.shape)
-        return evaluate(problem.params, problem.spectrogram, mask, None, problem)
+        return complete(problem.params, problem.spectrogram, mask, None, problem)
 
     return run
 

@@ -392,6 +392,7 @@ def heard_page(heard):
     return Page((heard / "index.html").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_page_refers_to_all_of_its_files_and_to_nothing_else(heard, heard_page):
     sources = heard_page.values("src") + heard_page.values("href")
     files = {path.name for path in heard.iterdir()}
@@ -405,6 +406,7 @@ def test_page_refers_to_all_of_its_files_and_to_nothing_else(heard, heard_page):
         assert soundfile.info(heard / f"{sound}.wav").frames == N
 
 
+@pytest.mark.slow
 def test_what_can_not_be_heard_is_named(heard, heard_page):
     assert "Missing here, and left out: Absent (libabsent is missing)." in heard_page.text
     assert json.loads((heard / "scores.json").read_text())["missing"] == {
@@ -412,6 +414,7 @@ def test_what_can_not_be_heard_is_named(heard, heard_page):
     }
 
 
+@pytest.mark.slow
 def test_page_has_the_figures_of_its_sounds(heard, heard_page):
     [clip] = json.loads((heard / "scores.json").read_text())["clips"]
     original, _ = soundfile.read(heard / clip["sound"], dtype="float32")

@@ -72,7 +72,7 @@ def snr(reference, estimate):
     return 10 * np.log10(np.sum(reference.astype(np.float64) ** 2) / error)
 
 
-@pytest.mark.parametrize("n_samples", [1, 700, 1025, 90_001])
+@pytest.mark.parametrize("n_samples", [1, 700, 1025, pytest.param(90_001, marks=pytest.mark.slow)])
 def test_fine_settings_give_the_signal_back(n_samples):
     samples = speechlike(n_samples, seed=n_samples)
     data = compress(samples, settings=FINE)
@@ -109,7 +109,10 @@ def strided():
     return Pretrained(network, moved, Card(SHA256))
 
 
-@pytest.mark.parametrize(("network", "keep_observed"), [(untrained, True), (strided, False)])
+@pytest.mark.parametrize(
+    ("network", "keep_observed"),
+    [(untrained, True), pytest.param(strided, False, marks=pytest.mark.slow)],
+)
 def test_segments_agree_with_the_whole_at_once(network, keep_observed):
     """Segments, halo and overlap-add give what one pass over the whole clip gives."""
     network = network()
@@ -250,6 +253,7 @@ def test_another_process_decodes_the_same(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "decoded.npy"), here, atol=2**-15, rtol=0)
 
 
+@pytest.mark.slow
 def test_other_lengths_compile_nothing():
     def there_and_back(n_samples):
         settings = DEFAULT if n_samples < 40_000 else MIXED
@@ -318,6 +322,7 @@ def test_synthesis_holds_the_segments_that_its_window_sees(monkeypatch):
     assert most <= 4
 
 
+@pytest.mark.slow
 def test_progress_counts_segments():
     seen = {"compress": [], "decompress": []}
     samples = speechlike(77_312, channels=2)
@@ -461,6 +466,7 @@ def replace_network(change):
     return untrained()._replace(decoder=dataclasses.replace(untrained().decoder, apply=apply))
 
 
+@pytest.mark.slow
 def test_overshooting_network_is_bounded():
     samples = speechlike(20_000)
     settings = STFTSettings(mask="random", sparsity="0.5")
@@ -500,6 +506,7 @@ def decibel(samples):
     return 10 * np.log10(np.mean(np.square(samples, dtype=np.float64)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["mixed", "random"])
 @pytest.mark.parametrize("n_samples", [400, 512, 1600, 4000])
 def test_short_clips_keep_their_level(n_samples, mask):
@@ -552,6 +559,7 @@ def test_accurate_network_is_left_alone():
     assert snr(samples, decoded) > 60
 
 
+@pytest.mark.slow
 def test_memory_of_the_largest_promise_is_bounded():
     """Segments of next to nothing: the most samples that the size of a file allows."""
     rate, n_segments = 768_000, 3

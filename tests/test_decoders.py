@@ -148,6 +148,7 @@ def test_a_search_takes_it(name, tmp_path):
     assert again.steps == 3
 
 
+@pytest.mark.slow
 def test_no_search_makes_the_network_explode():
     """A mask that was found for the loudest output stays within the limits."""
     decoder, params, _ = load_decoder("unet")
@@ -177,6 +178,7 @@ def test_what_runs_on_the_host_can_not_be_traced():
         lagrangian(mse_objective(decoder, params, levels), SHAPE, COUNT)
 
 
+@pytest.mark.slow
 def test_objectives_of_sound_take_a_decoder_on_the_host():
     """They say the same as for one on the device that does the same."""
     signal = voice(0, 0.3)[:6_000].astype(np.float32)
@@ -264,6 +266,7 @@ def unet(clips, tmp_path_factory):
         yield out / "network.safetensors"
 
 
+@pytest.mark.slow
 def test_training_takes_a_network_of_ones_own(unet, clips, capsys):
     decoder, _, card = load_decoder(unet)
     assert decoder == UNetConfig(width=3).build() and decoder.halo is None
@@ -293,6 +296,7 @@ def test_evaluation_takes_a_network_of_ones_own(unet, clips, tmp_path):
     assert "| linear | contrast, 90% | yes |" in (tmp_path / "run" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_searches_take_a_network_of_ones_own(unet, clips, tmp_path):
     argv = ["--clip", str(clips / "0.wav"), "--out", str(tmp_path), "--sparsity", "0.9"]
     argv += ["--decoder", str(unet), "--methods", "random", "genetic", "relaxation"]
@@ -307,6 +311,7 @@ def test_soft_masks_of_an_interpolation_are_refused(clips, tmp_path, capsys, met
     assert f"takes no soft masks: leave out the methods {methods[0]}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_search_through_an_interpolation(clips, tmp_path):
     argv = ["--clip", str(clips / "0.wav"), "--out", str(tmp_path), "--sparsity", "0.9"]
     argv += ["--decoder", "nearest", "--methods", "random", "genetic", "--fitness", "mse"]

@@ -353,6 +353,7 @@ def test_what_can_not_be_coded_is_refused_in_one_line(tmp_path, capsys, argument
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_force_keeps_what_is_not_the_demos_and_makes_the_same_again(made, tmp_path, monkeypatch):
     # Scores would take most of the time.
     for package in ("pesq", "pystoi"):

@@ -137,6 +137,7 @@ def test_evaluates_every_clip_method_and_seed(data, networks, tmp_path):
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
 
 
+@pytest.mark.slow
 def test_the_choices_of_phases(data, tmp_path):
     summary = reconstruction.run(
         settings(data / "0", phases=report.PHASES, scores=True, seeds=(0,), out=tmp_path / "run")
@@ -270,6 +271,7 @@ def test_missing_values_never_hide_in_a_mean():
     assert group["mse"] == {"mean": None, "standard_error": None, "clips": 0, "unscored": 1}
 
 
+@pytest.mark.slow
 def test_a_clip_that_fails_is_counted_with_its_reason_and_stops_nothing(data, tmp_path):
     bad = {
         "broken.wav": lambda path: path.write_bytes(b"RIFF"),
@@ -306,7 +308,7 @@ def test_where_no_clip_can_be_read_one_line_says_so_and_nothing_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("metric", ["pesq_nb", "stoi"])
+@pytest.mark.parametrize("metric", [pytest.param("pesq_nb", marks=pytest.mark.slow), "stoi"])
 def test_a_worker_that_dies_is_replaced(data, monkeypatch, tmp_path, metric):
     marker = tmp_path / "died"
     prelude = f"""
@@ -328,6 +330,7 @@ scoring.score = fragile
             assert group[name]["mean"] == pytest.approx(other[name]["mean"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_long_clips_are_scored_in_segments(tmp_path):
     """A clip's score is the mean over its segments, as if each were a clip."""
     long = np.concatenate([np.pad(voice(i, 0.2), (0, 2_000)) for i in range(3)] + [np.zeros(500)])
@@ -465,6 +468,7 @@ with RowFile(pathlib.Path({str(tmp_path / "run")!r}), {{"a": int, "b": str}}, {{
     assert len(rows) * 94 > 1800
 
 
+@pytest.mark.slow
 def test_plots_show_the_means(data, tmp_path, monkeypatch):
     drawn, figures = {}, []
     savefig = matplotlib.figure.Figure.savefig
@@ -506,6 +510,7 @@ def test_plots_show_the_means(data, tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_no_plot_is_drawn_without_a_line(data, tmp_path):
     choice = {"decoders": ("unet",), "phases": ("all", "60"), "scores": True, "seeds": (0,)}
     reconstruction.run(settings(data / "0", out=tmp_path / "run", **choice))

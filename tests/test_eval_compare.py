@@ -39,6 +39,7 @@ def flags(runs, *more):
     return [*argv, "--decoder", "pyramid", *more]
 
 
+@pytest.mark.slow
 def test_every_pair_has_a_row_and_every_sparsity_a_column(runs, capsys):
     assert compare.main(flags(runs)) == 0
     text = capsys.readouterr().out
@@ -62,6 +63,7 @@ def test_every_pair_has_a_row_and_every_sparsity_a_column(runs, capsys):
     assert "2 clips of" in text and "Ceiling: " in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
@@ -75,6 +77,7 @@ def test_what_is_not_there_is_named(runs, capsys, more, reason):
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["{", "[]", '{"groups": 1, "settings": {}, "clips": 2}'])
 def test_a_damaged_summary_is_named(runs, tmp_path, capsys, text):
     (tmp_path / "summary.json").write_text(text)
@@ -82,6 +85,7 @@ def test_a_damaged_summary_is_named(runs, tmp_path, capsys, text):
     assert f"{tmp_path}/summary.json is not what" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_group_without_a_score_is_drawn_as_a_gap(runs, tmp_path, capsys):
     summary = json.loads((runs / "one" / "summary.json").read_text())
     for group in summary["groups"]:
@@ -91,6 +95,7 @@ def test_a_group_without_a_score_is_drawn_as_a_gap(runs, tmp_path, capsys):
     assert "none" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_networks_of_one_name_are_refused(runs, tmp_path, capsys):
     summary = json.loads((runs / "one" / "summary.json").read_text())
     for group in summary["groups"]:
@@ -100,6 +105,7 @@ def test_two_networks_of_one_name_are_refused(runs, tmp_path, capsys):
     assert "two evaluations have other results for" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_clips_are_refused(runs, tmp_path, capsys):
     summary = json.loads((runs / "one" / "summary.json").read_text())
     summary["settings"]["limit"] = 1

@@ -74,6 +74,7 @@ def figures(made):
     return json.loads((made / "out" / "scores.json").read_text())
 
 
+@pytest.mark.slow
 def test_page_refers_to_all_files_and_to_nothing_else(made, page):
     names = ("src", "href", "data-picture", "data-kept")
     sources = {source for name in names for source in page.values(name)} - {"data:,"}
@@ -87,6 +88,7 @@ def test_page_refers_to_all_files_and_to_nothing_else(made, page):
     assert kinds == {".wav": 2 * (1 + 8), ".png": 2 * (1 + 4 + 8)}
 
 
+@pytest.mark.slow
 def test_names_are_escaped(made, page):
     html = (made / "out" / "index.html").read_text("utf-8")
     assert "<b>a" not in html and f"{ODD}.wav" in page.text
@@ -94,6 +96,7 @@ def test_names_are_escaped(made, page):
     assert "Of this file: 2 channels mixed down to one." in page.text
 
 
+@pytest.mark.slow
 def test_all_is_named_for_those_who_do_not_see_it(page):
     ids = page.values("id")
     assert len(set(ids)) == len(ids) and set(page.values("aria-labelledby")) == set(ids)
@@ -103,6 +106,7 @@ def test_all_is_named_for_those_who_do_not_see_it(page):
     assert page.values("aria-pressed").count("true") == 2
 
 
+@pytest.mark.slow
 def test_figures_of_the_page_are_those_of_the_file(page, figures):
     labels, scores = page.values("aria-label", "button"), page.values("data-scores")
     versions = [version for clip in figures["clips"] for version in clip["versions"]]
@@ -118,6 +122,7 @@ def test_figures_of_the_page_are_those_of_the_file(page, figures):
     assert len({version["mse"] for version in versions[:8]}) == 8
 
 
+@pytest.mark.slow
 def test_silence_has_no_scores_and_a_reason(page, figures):
     speech, silence = figures["clips"]
     assert not any(version["reasons"] for version in speech["versions"])
@@ -128,6 +133,7 @@ def test_silence_has_no_scores_and_a_reason(page, figures):
     assert "nan" not in page.text.lower()
 
 
+@pytest.mark.slow
 def test_a_version_is_as_by_hand(made, figures):
     clip = figures["clips"][0]
     original = read_audio(made / "out" / clip["sound"])[0][:, 0]
@@ -208,6 +214,7 @@ def test_the_bundled_sentence_is_the_default_and_force_keeps_what_is_not_ours(
     assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_nothing(made, tmp_path, monkeypatch, capsys):
     def fail(*arguments):
         raise OSError(28, "No space left on device")

@@ -104,6 +104,7 @@ def read_mask(out, name):
         return dict(file)
 
 
+@pytest.mark.slow
 def test_every_method_has_its_rows_masks_and_history(finished):
     rows = read_rows(finished)
     everywhere = {"random", "constant", "genetic-mse", "genetic-pesq", *RELAXED}
@@ -155,6 +156,7 @@ def pool():
         yield pool
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SCORED)
 def test_rows_are_what_the_mask_gives_by_itself(method, clip, finished, pool):
     signal, _ = soundfile.read(clip, dtype="float32")
@@ -185,12 +187,14 @@ def test_rows_are_what_the_mask_gives_by_itself(method, clip, finished, pool):
             assert float(row["loss"]) == pytest.approx(-float(seen), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_baseline_is_the_mask_of_the_other_evaluation(finished):
     key = masks.mask_key(0, "folder/voice.flac")
     expected = random_mask(key, SHAPE, count_observed(SHAPE, 0.95))
     assert (read_mask(finished, "95-random")["bits"] == np.packbits(expected)).all()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_short_says_so_and_goes_on_to_the_same(clip, finished, tmp_path, capsys):
     out = tmp_path / "run"
     chosen = flags(clip, out, "--methods", "genetic", "--fitness", "mse", "pesq")
@@ -217,6 +221,7 @@ def test_a_run_that_was_cut_short_says_so_and_goes_on_to_the_same(clip, finished
     ).read_text()
 
 
+@pytest.mark.slow
 def test_a_fitness_is_added_to_what_is_there(finished):
     lines = finished.with_name("before.csv").read_text().splitlines()
     assert lines and set(lines) < set((finished / "rows.csv").read_text().splitlines())
@@ -242,6 +247,7 @@ def test_committed_results_can_be_gone_on_with():
     }
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(clip, finished, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -252,6 +258,7 @@ def test_what_is_done_is_not_done_again(clip, finished, tmp_path, capsys, monkey
     assert read_rows(out) == read_rows(finished)
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_name_its_relaxation_is_logistic(clip, finished, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -265,6 +272,7 @@ def test_a_run_that_does_not_name_its_relaxation_is_logistic(clip, finished, tmp
     assert read_rows(out) == read_rows(finished)
 
 
+@pytest.mark.slow
 def test_another_relaxation_has_its_own_masks(clip, finished, tmp_path, capsys):
     out = tmp_path / "run"
     chosen = ["--methods", "relaxation", "--fitness", "mse", "--sparsity", "0.95"]
@@ -478,6 +486,7 @@ def test_settings_that_are_refused(more, reason, clip, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
@@ -498,6 +507,7 @@ def test_a_run_of_something_else_is_left_alone(more, reason, clip, finished, cap
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_another_clip_of_the_same_name_is_left_alone(clip, finished, tmp_path, capsys):
     """Nothing is noted either of the sparsity that comes before and is new."""
     other = tmp_path / clip.name
@@ -509,6 +519,7 @@ def test_another_clip_of_the_same_name_is_left_alone(clip, finished, tmp_path, c
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "fault"),
     [
@@ -532,6 +543,7 @@ def test_damaged_files_are_named(name, text, fault, clip, finished, tmp_path, ca
     assert line.startswith(f"eval.masks: {out / name} is damaged: {fault}")
 
 
+@pytest.mark.slow
 def test_rows_of_no_method_are_damaged(clip, finished, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -542,6 +554,7 @@ def test_rows_of_no_method_are_damaged(clip, finished, tmp_path, capsys):
     assert line.startswith(f"eval.masks: {out / 'rows.csv'} is damaged: line ")
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_is_at_is_left_alone(clip, finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     lock = lock_folder(finished)

@@ -85,6 +85,7 @@ def test_degradations_are_drawn_from_name_and_seed():
     assert np.any(masks[0].signal != masks[1].signal)
 
 
+@pytest.mark.slow
 def test_each_pair_has_what_host_and_device_say(finished, data):
     rows = read_rows(finished)
     assert len(rows) == 2 * N_PAIRS + 3
@@ -108,6 +109,7 @@ def test_each_pair_has_what_host_and_device_say(finished, data):
         assert row["moved_pesq_wb"] == pytest.approx(pesq(SAMPLE_RATE, x, y, "wb"))
 
 
+@pytest.mark.slow
 def test_the_summary_is_of_the_rows(finished):
     rows, summary = read_rows(finished), json.loads((finished / "summary.json").read_text())
     pairs = [row for row in rows if row["kind"] != "one sparsity"]
@@ -148,6 +150,7 @@ def test_differences_and_ranks():
     assert (ranks["clips"], ranks["mean"], ranks["lowest"]) == pytest.approx((2, 0.0, -1.0))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_computed_again(finished, data, monkeypatch):
     monkeypatch.setattr(metrics, "compare", None)
     before = (finished / "rows.csv").read_bytes()
@@ -155,6 +158,7 @@ def test_a_finished_run_is_not_computed_again(finished, data, monkeypatch):
     assert (finished / "rows.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -192,6 +196,7 @@ def calibration(data, tmp_path_factory):
         yield settings, surrogate.run(settings)
 
 
+@pytest.mark.slow
 def test_calibrating_brings_the_surrogate_nearer_to_pesq(calibration):
     settings, result = calibration
     written = json.loads((settings.out / "surrogate.json").read_text())
@@ -211,6 +216,7 @@ def test_calibrating_brings_the_surrogate_nearer_to_pesq(calibration):
     assert after < before / 2
 
 
+@pytest.mark.slow
 def test_pairs_that_are_there_are_not_made_again(calibration, monkeypatch):
     settings, result = calibration
     monkeypatch.setattr(surrogate, "degrade", None)
@@ -220,6 +226,7 @@ def test_pairs_that_are_there_are_not_made_again(calibration, monkeypatch):
     assert again["wb"]["calibration"] != result["wb"]["calibration"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -240,6 +247,7 @@ def test_calibrations_are_refused_in_one_line(calibration, capsys, change, words
     assert words in error and error.startswith("train.surrogate: ") and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_pairs_without_any_score_are_refused(calibration, tmp_path):
     settings, _ = calibration
     with np.load(next(settings.out.glob("pairs/*.npz"))) as file:
@@ -250,6 +258,7 @@ def test_pairs_without_any_score_are_refused(calibration, tmp_path):
         surrogate.load_pairs([tmp_path / "pairs.npz"], "wb")
 
 
+@pytest.mark.slow
 def test_a_table_of_pairs_without_any_score(finished):
     unscored = {name: float("nan") for name in ("pesq_wb", "moved_pesq_wb")}
     summary = metrics.summarize([row | unscored for row in read_rows(finished)])

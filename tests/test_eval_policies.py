@@ -54,6 +54,7 @@ def test_a_mask_is_scored_as_by_hand(data, capsys):
     assert 0 < group["seconds"]["mean"] < 10 and group["stoi"]["clips"] == 1
 
 
+@pytest.mark.slow
 def test_a_grid_has_all_settings_once(data, capsys):
     grid = ["--share", "0.25", "1", "--window", "5", "9", "--damping", "0.5"]
     names = ["--policies", "random", "blue-noise", "mixed", "contrast", "contrast"]

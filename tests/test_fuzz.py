@@ -360,6 +360,7 @@ def test_errors_of_another_kind_are_found(monkeypatch):
         check(VALID["mixed"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
     reason="there is no wheel of atheris for this platform",

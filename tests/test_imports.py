@@ -30,6 +30,7 @@ LAYERS = (
     {"reconstruct"},
     {"_scoring"},
     {"metrics"},
+    {"terms"},
     {"objectives"},
     {"codec.entropy", "codec.header", "codec.context", "codec.mdct_settings"},
     {"codec.segment", "codec.mdct_segment"},

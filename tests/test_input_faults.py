@@ -446,6 +446,7 @@ def corpus(folder, compressed):
     return folder / "data", expected
 
 
+@pytest.mark.slow
 def test_training_skips_and_names_what_it_cannot_use(corpus, folder, caplog):
     data, expected = corpus
     caplog.set_level(logging.WARNING)

@@ -17,7 +17,13 @@ from jaxsparse.search.lagrangian import (
     multiplier_ascent,
     soft_mask,
 )
-from jaxsparse.search.relaxations import Relaxation, exact_sum, logistic, straight_through
+from jaxsparse.search.relaxations import (
+    Relaxation,
+    exact_sum,
+    geometric,
+    logistic,
+    straight_through,
+)
 from jaxsparse.search.run import batch, run
 from tests.reference import Compilations, project_to_count, sigmoid
 
@@ -175,7 +181,7 @@ def optimum(target):
 
 @pytest.mark.parametrize(
     "relaxation",
-    [logistic(), logistic(1.0, 3.0, 600), exact_sum()],
+    [logistic(), logistic(geometric(1.0, 3.0, 600)), exact_sum()],
     ids=["logistic", "annealed", "exact_sum"],
 )
 def test_finds_the_optimum_and_converges(key, target, relaxation):
@@ -211,7 +217,7 @@ def test_straight_through_improves(key, target):
         SHAPE,
         COUNT,
         SETTINGS,
-        relaxation=straight_through(),
+        relaxation=straight_through(logistic()),
     )
     result = run(search, key, steps=2)
     np.testing.assert_array_equal(result.mask(SHAPE), optimum(target))
@@ -294,9 +300,10 @@ def test_another_clip_count_setting_or_steepness_compiles_nothing(key, target):
 
     go(target, COUNT, SETTINGS, logistic())
     go(target, COUNT, SETTINGS, exact_sum())
+    go(target, COUNT, SETTINGS, logistic(geometric(1.0, 3.0, 20)))
     other, other_target = LagrangianSettings(0.2, 1.0, 3.0, 0.1, 0.5), 1 - target
     with Compilations() as compilations:
-        go(other_target, 7, other, logistic(2.0, 4.0, 30))
+        go(other_target, 7, other, logistic(geometric(2.0, 4.0, 30)))
         go(other_target, 7, other, exact_sum(2.0))
     assert compilations.count == 0
 

@@ -36,6 +36,7 @@ def score(config, params, *args):
     return jax.jit(config.build().apply)(params, *args)
 
 
+@pytest.mark.slow
 def test_an_untrained_sampler_scores_by_the_errors_of_the_fill():
     """Of a kept bin, by the error with which those of the other half of the grid fill it in."""
     x, mask = levels(), kept(sparsity="0.8")
@@ -75,6 +76,7 @@ def test_parts_agree_with_the_whole():
     np.testing.assert_allclose(part, whole[:, 2 * before :][:, :length], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_scores_have_a_gradient_towards_the_parameters():
     params, x, mask = trained(CONFIG.build()), levels(), kept()
     apply = CONFIG.build().apply
@@ -130,6 +132,7 @@ def test_only_what_draws_nothing_in_padding_takes_it(path):
     assert not Learned(random, path).takes_padding
 
 
+@pytest.mark.slow
 def test_frames_beyond_the_clip_are_kept_last(key):
     x = levels().at[:, 20:].set(-jnp.inf)
     policy = Learned(densification)

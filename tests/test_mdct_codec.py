@@ -94,6 +94,7 @@ def test_any_length_comes_back(n_samples):
     assert decoded.shape == samples.shape and np.isfinite(decoded).all()
 
 
+@pytest.mark.slow
 def test_silence_between_speech_is_silent():
     samples = speech(180_000)[:, None].copy()
     samples[80_000:170_000] = 0
@@ -134,6 +135,7 @@ def test_a_part_is_what_the_whole_has_there(long_file, whole):
         np.testing.assert_allclose(part, whole[first:last], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_part_at_another_rate():
     samples = speech(44_100 * 6)[:, None]
     data = codec.compress(samples, 44_100)
@@ -202,6 +204,7 @@ def test_decoding_does_not_depend_on_what_was_decoded_before(long_file, whole):
     assert (whole == again).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effort", [1])
 def test_effort_keeps_to_the_bits_and_sounds_better(effort):
     samples = speech(7_900)[:, None]
@@ -222,6 +225,7 @@ def test_effort_keeps_to_the_bits_and_sounds_better(effort):
     assert sum(scores[2:]) > sum(scores[:2])
 
 
+@pytest.mark.slow
 def test_a_searched_file_needs_fewer_bits_for_a_quality():
     samples = read_audio(SENTENCE)[0][20_000:52_000]
     done = []
@@ -325,7 +329,14 @@ def kept(data, channel=0):
     return np.concatenate([segment.values for segment in decoded], axis=1) != 0
 
 
-@pytest.mark.parametrize(("n_samples", "effort"), [(90_000, 0), (7_900, 1)])
+@pytest.mark.parametrize(
+    ("n_samples", "effort"),
+    [
+        (7_900, 0),
+        pytest.param(90_000, 0, marks=pytest.mark.slow),
+        pytest.param(7_900, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_keeps_what_the_mask_keeps(n_samples, effort):
     samples = speech(n_samples)[:, None]
     shape = (256, mdct_container.unpack(codec.compress(samples, RATE)).header.n_frames)
@@ -383,6 +394,7 @@ def test_bits_are_split(long_file):
     assert 0.3 * entropy < parts["mask"] / kept(long_file).size < entropy
 
 
+@pytest.mark.slow
 def test_bits_of_a_long_file_are_estimated_by_some_segments(long_file):
     header, segments = mdct_container.unpack(long_file)
     header = make_header(n_samples=20 * mdct_container.FRAMES_PER_SEGMENT * 256 - 256)

@@ -176,6 +176,7 @@ def test_a_segment_with_words_of_no_use_is_refused(weights):
         plain_mdct.decode_segment(segment, 4, weights)
 
 
+@pytest.mark.slow
 def test_other_settings_and_neighbours_on_both_sides(tmp_path):
     """Cells have two frames, the encoder sees further, and levels reach both of their limits."""
     config = MDCTUNetConfig((3, 4), (2, 3, 2), cell=(4, 2), reach=0.9, damping=0.7)

@@ -80,6 +80,7 @@ def test_padding_is_not_seen():
     np.testing.assert_allclose(decoded_padded[:, :22], decoded, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_lies_beyond_the_halo_is_not_seen():
     networks = SMALL.build()
     params, n_frames = loud_params(SMALL), 2 * networks.halo + 30

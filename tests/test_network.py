@@ -62,6 +62,7 @@ def test_number_of_parameters(config, expected):
     assert n_parameters(params) == expected
 
 
+@pytest.mark.slow
 def test_halo_is_how_far_the_network_sees(narrow):
     network, params = narrow
     assert sparse_cnn().halo == network.halo == 12
@@ -105,6 +106,7 @@ def deviations():
     return {s: measure(observed(shape, s)) for s in ("0.8", "0.9", "0.95", "0.99")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", ["0.8", "0.9", "0.95", "0.99"])
 def test_activations_neither_die_nor_explode(deviations, sparsity):
     """They start at 1, and no layer halves or doubles them at 80 to 95 %.

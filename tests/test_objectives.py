@@ -11,7 +11,12 @@ from jaxsparse import objectives
 from jaxsparse.masks import pack_mask, random_mask
 from jaxsparse.metrics import ScorePool, reference_pesq
 from jaxsparse.metrics.surrogate import pesq_surrogate
-from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
+from jaxsparse.objectives import (
+    mixture_objective,
+    mse_objective,
+    pesq_objective,
+    surrogate_objective,
+)
 from jaxsparse.reconstruct import evaluate_masks, reconstruct_spectrogram, to_waveform
 from jaxsparse.search.genetic import GeneticConfig, genetic
 from jaxsparse.search.lagrangian import constant_mask
@@ -93,6 +98,7 @@ def test_chunks_and_bounded_queues_change_nothing(clip, masks, pool, monkeypatch
     np.testing.assert_allclose(losses, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_pesq_can_not_score_is_nan_and_never_wins(clip, pool):
     """Where the first bin is kept, the sound is silent."""
     signal, spectrum, dense, _, params = clip
@@ -120,6 +126,7 @@ def test_what_pesq_can_not_score_is_nan_and_never_wins(clip, pool):
     assert set(result.best.aux) == {"mse"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("band", "keep_observed"), [("nb", False), ("wb", True)])
 def test_surrogate_objective_is_the_surrogate_mask_by_mask(clip, masks, band, keep_observed):
     signal, spectrum, dense, network, params = clip
@@ -159,6 +166,26 @@ def test_checkpoints_tell_surrogates_by_their_names(clip):
     made = [surrogate_objective(*arguments, **option) for option in options]
     assert len({objective.identity for objective in made}) == len(options)
     assert surrogate_objective(*arguments).identity == made[0].identity
+
+
+def test_a_mixture_is_the_sum_of_its_terms(clip, masks):
+    signal, spectrum, dense, network, params = clip
+    arguments = (network, params, dense, jnp.angle(spectrum), signal)
+
+    def of(loss):
+        return jax.jit(lambda f: f(masks[0]))(mixture_objective(*arguments, loss=loss))
+
+    loss, aux = of("2*surrogate+0.5*mse")
+    assert set(aux) == {"mse", "surrogate"}
+    score, _ = surrogate_objective(*arguments)(masks[0])
+    assert aux["surrogate"] == pytest.approx(4.64 + float(score), abs=1e-4)
+    assert aux["mse"] == pytest.approx(float(mse_objective(*arguments[:3])(masks[0])[0]), rel=1e-5)
+    assert loss == pytest.approx(2 * float(aux["surrogate"]) + 0.5 * float(aux["mse"]), rel=1e-5)
+    # Of the spectrogram alone, no sound is made.
+    alone, aux = of("audible-mse")
+    assert alone == aux["audible-mse"] and set(aux) == {"mse", "audible-mse"}
+    with pytest.raises(ValueError, match="no term 'quantity'"):
+        mixture_objective(*arguments, loss="quantity")
 
 
 def test_the_surrogate_has_a_slope_in_soft_masks(clip):

@@ -21,7 +21,15 @@ from jaxsparse.transforms.stft import stft
 
 SHAPE = (90, 14)
 COUNTS = (0, 1, 2, 59, 600, 1259, 1260)
-each = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+# They fill in with whole networks, round by round.
+SLOW = ("learned", "densification-unet")
+each = pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param(policy, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name, policy in POLICIES.items()
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +196,7 @@ def densify(**settings):
     return Densification(PyramidConfig().build(), **settings)
 
 
+@pytest.mark.slow
 def test_densification_lowers_the_error_of_its_decoder(key):
     """Against drawn bins, spread evenly or not, on lines and a plateau."""
     rows, columns = np.meshgrid(np.arange(90), np.arange(14), indexing="ij")
@@ -204,6 +213,7 @@ def test_densification_lowers_the_error_of_its_decoder(key):
     assert error(densify(exponent=0.0)(key, levels, 200)) < 0.85 * min(drawn, even)
 
 
+@pytest.mark.slow
 def test_a_round_takes_peaks_of_the_error_first(key):
     """Of a ridge of errors, its top; then, where there are no more peaks, what is largest."""
     levels = (
@@ -217,6 +227,7 @@ def test_a_round_takes_peaks_of_the_error_first(key):
     np.testing.assert_array_equal(kept[2], [[31, 5], [60, 9]])
 
 
+@pytest.mark.slow
 def test_densification_by_a_name_is_that_by_the_decoder(spectrogram, key):
     by_name = jax.jit(Densification("pyramid"))
     np.testing.assert_array_equal(by_name(key, spectrogram, 200), densify()(key, spectrogram, 200))

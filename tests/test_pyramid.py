@@ -139,6 +139,7 @@ def test_gradients_of_the_fill(key):
         )
 
 
+@pytest.mark.slow
 def test_gradients_of_the_network_are_finite_for_soft_and_nearly_empty_masks(key):
     decoder = UNET.build()
     params = trained(decoder)
@@ -155,6 +156,7 @@ def test_gradients_of_the_network_are_finite_for_soft_and_nearly_empty_masks(key
     assert np.abs(gradients(levels(), soft)[1]).min() > 0
 
 
+@pytest.mark.slow
 def test_a_first_bin_in_a_hole_has_a_gradient_of_the_size_of_the_others():
     """The local mean has no pole where nothing is kept."""
     decoder, x = UNET.build(), levels()
@@ -223,7 +225,13 @@ def test_padding_is_not_observed_on_either_axis(config, pads):
 
 
 @pytest.mark.parametrize(
-    "config", [PyramidConfig(), UNET, PyramidUNetConfig((3,)), PyramidUNetConfig((3, 3, 3, 3))]
+    "config",
+    [
+        PyramidConfig(),
+        UNET,
+        pytest.param(PyramidUNetConfig((3,)), marks=pytest.mark.slow),
+        pytest.param(PyramidUNetConfig((3, 3, 3, 3)), marks=pytest.mark.slow),
+    ],
 )
 def test_parts_agree_with_the_whole(config):
     """What lies beyond the halo of a part that starts at the alignment does not matter."""

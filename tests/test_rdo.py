@@ -87,6 +87,7 @@ def distortion(segment, found, samples):
     return rdo.distortion(original, rdo._decode(CODEC, segment, found), samples)
 
 
+@pytest.mark.slow
 def test_a_search_sounds_better_than_a_finer_step_of_as_many_bits():
     """What it finds is compared with what the encoder network alone makes of more bits."""
     segment = problem(rate=36.0)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.optimize
 
@@ -13,10 +14,14 @@ from jaxsparse.masks import random_mask
 from jaxsparse.search.contract import as_tree
 from jaxsparse.search.relaxations import (
     RELAXATIONS,
+    SOFT,
+    entropic,
     exact_sum,
+    geometric,
+    lapsum,
     logistic,
+    perturbed,
     projection,
-    rounded,
     straight_through,
 )
 from tests.reference import Compilations, derivative, project_to_count, sigmoid
@@ -128,12 +133,24 @@ def test_logistic_by_hand():
     np.testing.assert_allclose(mask, sigmoid(3 * np.asarray(scores, np.float64)), rtol=1e-6)
 
 
-def test_steepness_is_annealed_geometrically():
-    relaxation = logistic(1.0, 16.0, updates=100)
-    scores = jnp.full((1, 1), 0.1)
-    for update, steepness in [(0, 1), (25, 2), (50, 4), (100, 16), (1000, 16)]:
-        mask = relaxation.to_mask(scores, COUNT, jnp.int32(update))
-        np.testing.assert_allclose(mask[0, 0], sigmoid(0.1 * steepness), rtol=1e-5)
+@pytest.mark.parametrize("name", SOFT)
+def test_a_schedule_gives_the_steepness_of_each_update(name, key):
+    scores = jax.random.normal(key, SHAPE)
+    own = geometric(1.0, 16.0, updates=100)
+    theirs = optax.exponential_decay(1.0, 100, 16.0, end_value=16.0)
+    for update, steepness in [(0, 1.0), (25, 2.0), (50, 4.0), (100, 16.0), (1000, 16.0)]:
+        expected = RELAXATIONS[name](steepness).to_mask(scores, COUNT, jnp.int32(0))
+        for schedule in (own, theirs):
+            mask = mask_of(RELAXATIONS[name](schedule), scores, COUNT, jnp.int32(update))
+            np.testing.assert_allclose(mask, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_numbers_of_a_schedule_compile_nothing(key):
+    scores = jax.random.normal(key, SHAPE)
+    mask_of(projection(geometric(1.0, 2.0, 10)), scores, COUNT)
+    with Compilations() as compilations:
+        mask_of(projection(geometric(jnp.float32(3), jnp.float32(9), 20)), scores, COUNT)
+    assert compilations.count == 0
 
 
 def test_straight_through_rounds_with_the_gradient_of_the_sigmoid(key):
@@ -143,7 +160,7 @@ def test_straight_through_rounds_with_the_gradient_of_the_sigmoid(key):
     @jax.jit
     def value_and_gradient(count):
         def f(scores):
-            mask = straight_through(2.0).to_mask(scores, count, UPDATE)
+            mask = straight_through(logistic(2.0)).to_mask(scores, count, UPDATE)
             return jnp.sum(weights * mask), mask
 
         return jax.grad(f, has_aux=True)(scores)
@@ -251,14 +268,91 @@ def test_exact_sum_of_a_whole_clip(key):
     np.testing.assert_allclose(np.sum(np.asarray(mask, np.float64)), count, rtol=1e-6)
 
 
-@every_relaxation
-def test_rounded_masks_are_hard_and_have_the_gradient_of_the_soft_ones(name, key):
-    soft, scores = RELAXATIONS[name](steepness=2.0), jax.random.normal(key, SHAPE)
+@pytest.mark.parametrize("name", SOFT)
+def test_straight_through_masks_are_hard_and_have_the_gradient_of_the_soft_ones(name, key):
+    soft, scores = SOFT[name](2.0), jax.random.normal(key, SHAPE)
+    hard = RELAXATIONS[f"straight-through-{name}"](steepness=2.0)
     weights = jax.random.normal(jax.random.key(1), SHAPE)
-    hard = mask_of(rounded(soft), scores, COUNT)
-    np.testing.assert_array_equal(hard, project(scores, COUNT).astype(np.float32))
+    mask = mask_of(hard, scores, COUNT)
+    np.testing.assert_array_equal(mask, project(scores, COUNT).astype(np.float32))
     gradients = [
         jax.grad(lambda x, r=r: jnp.sum(weights * mask_of(r, x, COUNT)))(scores)
-        for r in (rounded(soft), soft)
+        for r in (hard, soft)
     ]
     np.testing.assert_allclose(*gradients, atol=1e-6)
+
+
+def lapsum_by_sorting(scores, count, steepness):
+    """Solves a quadratic equation for the shift between each two neighbouring scores."""
+    x = np.sort(steepness * np.asarray(scores, np.float64).ravel())
+
+    def total(shift):
+        return np.sum(np.where(x < shift, np.exp(x - shift) / 2, 1 - np.exp(shift - x) / 2))
+
+    # It falls with the shift: the highest score at which it is still enough, and the next one.
+    n_below = sum(total(each) >= count for each in x)
+    below, above = x[:n_below], x[n_below:]
+    # below e^-b / 2 + n - above e^b / 2 = count, with e^b as the unknown.
+    p, q = np.sum(np.exp(below)) / 2, np.sum(np.exp(-above)) / 2
+    n = len(above) - count
+    shift = np.log(p / -n) if q == 0 else np.log((n + np.sqrt(n * n + 4 * p * q)) / (2 * q))
+    flat = steepness * np.asarray(scores, np.float64)
+    return np.where(flat < shift, np.exp(flat - shift) / 2, 1 - np.exp(shift - flat) / 2)
+
+
+@pytest.mark.parametrize("steepness", [0.5, 4.0])
+@pytest.mark.parametrize("count", [1, 6, 19])
+def test_lapsum_agrees_with_its_closed_form(steepness, count, key):
+    scores = jax.random.normal(key, SHAPE)
+    mask = mask_of(lapsum(steepness), scores, jnp.int32(count))
+    np.testing.assert_allclose(mask, lapsum_by_sorting(scores, count, steepness), rtol=2e-5)
+
+
+@pytest.mark.parametrize("steepness", [0.5, 3.0])
+def test_entropic_masks_are_the_nearest_by_relative_entropy(steepness, key):
+    """Entries are capped from the highest one on, the others share what is left as a softmax."""
+    scores = jax.random.normal(key, SHAPE)
+    weights = np.exp(steepness * np.asarray(scores, np.float64).ravel())
+    for capped in range(int(COUNT) + 1):
+        order = np.argsort(-weights)
+        rest = order[capped:]
+        expected = np.ones(weights.size)
+        expected[rest] = (int(COUNT) - capped) * weights[rest] / weights[rest].sum()
+        if expected.max() <= 1:
+            break
+    mask = mask_of(entropic(steepness), scores, COUNT)
+    np.testing.assert_allclose(np.ravel(mask), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in SOFT if name != "logistic"])
+def test_derivatives_are_those_of_finite_differences(name, key):
+    scores = jax.random.normal(key, SHAPE)
+    weights = jax.random.normal(jax.random.key(1), SHAPE)
+    f = jax.jit(lambda x: jnp.sum(weights * SOFT[name](1.5).to_mask(x, COUNT, UPDATE)))
+    tangent = jax.random.normal(jax.random.key(2), SHAPE)
+    step = 1e-3
+    expected = (f(scores + step * tangent) - f(scores - step * tangent)) / (2 * step)
+    # Differences of float32 over such a step; no entry crosses a bend within it.
+    np.testing.assert_allclose(jnp.sum(jax.grad(f)(scores) * tangent), expected, atol=2e-3)
+
+
+def test_noise_is_drawn_for_each_update_and_ends_with_its_scale(key):
+    scores = jax.random.normal(key, SHAPE)
+    hard = straight_through(projection())
+    noisy = perturbed(hard, optax.linear_schedule(1.0, 0.0, 10))
+    masks = [mask_of(noisy, scores, COUNT, jnp.int32(update)) for update in (0, 0, 1, 10)]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert np.any(masks[0] != masks[2])
+    np.testing.assert_array_equal(masks[3], project(scores, COUNT))
+    assert {float(mask.sum()) for mask in masks} == {float(COUNT)}
+    other = mask_of(perturbed(hard, 1.0, seed=1), scores, COUNT)
+    assert np.any(other != mask_of(perturbed(hard, 1.0), scores, COUNT))
+
+
+def test_the_highest_perturbed_scores_are_draws_by_their_softmax():
+    """How often each of three entries is kept where one is, over 4,000 updates."""
+    scores = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
+    drawn = perturbed(straight_through(projection()), 1.0)
+    draw = jax.jit(jax.vmap(lambda update: drawn.to_mask(scores, jnp.int32(1), update)))
+    shares = np.asarray(draw(jnp.arange(4_000))).mean(axis=0)[0]
+    np.testing.assert_allclose(shares, [0.2, 0.5, 0.3], atol=0.03)

@@ -22,11 +22,13 @@ def test_the_file_says_what_made_it():
     assert all(GOLDEN["versions"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN["exact"])
 def test_masks_are_equal_bit_for_bit(name, found):
     assert found["exact"][name] == GOLDEN["exact"][name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ours", "librosa"])
 def test_levels(name, found):
     """A transform errs by a few float32 roundings (6e-8) of the loudest bin, then a logarithm."""
@@ -42,18 +44,21 @@ def test_levels(name, found):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mean", "max", "min"])
 def test_statistics_of_levels(name, found):
     # A float32 of 40 dB has steps of 4e-6; quiet bins err more, but not all to one side.
     assert found["dB"][name] == pytest.approx(GOLDEN["dB"][name], abs=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN["MSE"])
 def test_networks(name, found):
     """Seven layers add up to 784 products each, in an order of their own: 1e-6 for a bin."""
     assert found["MSE"][name] == pytest.approx(GOLDEN["MSE"][name], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN["PESQ"])
 def test_scores(name, found):
     # Sound that differs by float32 roundings, through packages that compute in float32 (pesq).
@@ -61,6 +66,7 @@ def test_scores(name, found):
     assert found["STOI"][name] == pytest.approx(GOLDEN["STOI"][name], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_size_of_the_file(found):
     # A level that lies between two steps may be rounded to either: a word of 4 bytes more or less.
     assert abs(found["bytes"] - GOLDEN["bytes"]) <= 4

@@ -32,8 +32,9 @@ from jaxsparse.search.contract import (
 )
 from jaxsparse.search.genetic import WITHOUT_REPRODUCTION, GeneticConfig, genetic
 from jaxsparse.search.lagrangian import LagrangianSettings, lagrangian
-from jaxsparse.search.relaxations import exact_sum, logistic, straight_through
+from jaxsparse.search.relaxations import exact_sum, geometric, logistic, straight_through
 from jaxsparse.search.run import batch, run
+from jaxsparse.search.swaps import swaps
 from tests.reference import Compilations
 
 SHAPE, COUNT = (4, 5), 6
@@ -90,9 +91,10 @@ SEARCHES = {
     ),
     "host": lambda objective: genetic(on_host(objective), SHAPE, COUNT, SMALL),
     "logistic": relax(logistic()),
-    "annealed": relax(logistic(1.0, 8.0, updates=200)),
-    "straight-through": relax(straight_through()),
+    "annealed": relax(logistic(geometric(1.0, 8.0, 200))),
+    "straight-through": relax(straight_through(logistic())),
     "exact-sum": relax(exact_sum()),
+    "swaps": lambda objective: swaps(objective, SHAPE, COUNT),
 }
 STEPS = {name: 8 if name == "host" else 40 for name in SEARCHES}
 
@@ -429,6 +431,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, capsys):
     """In another process than the one that began it, and as in one that does it all."""
     script = tmp_path / "search.py"

@@ -166,6 +166,7 @@ def test_the_gradient_agrees_with_finite_differences(sentence, band):
         assert float(slope) == pytest.approx(float(numeric), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_going_up_the_gradient_makes_it_and_pesq_better(sentence):
     x = sentence[None]
     y = next(noisy for i, noisy in enumerate(worse(sentence)) if i == 1)[None]

@@ -151,6 +151,7 @@ def test_crops_are_parts_of_the_clip(settings, key):
         assert any(np.allclose(windows[i, j], crop, atol=1e-3) for i, j in first)
 
 
+@pytest.mark.slow
 def test_policies_shares_and_gains_are_drawn_for_each_clip(settings, key):
     """Of four clips alike, each has its own."""
     kinds = ("random", "mixed")
@@ -225,6 +226,7 @@ def with_sampler(settings, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_sampler_is_trained_beside_the_decoder(with_sampler, tmp_path):
     """Both learn and are saved, alike by a run that is stopped and goes on."""
     few = SparseCNNConfig(kernel_sizes=(5, 3), features=3, kernel_gradient="native")

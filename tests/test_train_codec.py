@@ -80,6 +80,7 @@ def test_a_codec_gets_other_models(models, tmp_path):
     assert json.loads(out.with_suffix(".json").read_text())["context_models"] == card
 
 
+@pytest.mark.slow
 def test_rounding_to_whole_numbers_costs_hardly_a_bit():
     """Tables in between are what training knows; the coder knows the nearest ones alone."""
     settings = train_context.Settings(Path(), Path(), hidden=(8, 6), tables=24)
@@ -95,30 +96,43 @@ def test_rounding_to_whole_numbers_costs_hardly_a_bit():
     assert model.bits[tables, symbols].sum() == pytest.approx(expected, rel=0.02)
 
 
-def test_networks_are_trained_stopped_and_gone_on_with(clips, models, tmp_path):
-    whole = train_codec.train(settings(clips, models, tmp_path / "whole"))
-    stops = iter([False] * 3 + [True] * 9)
-    parted = settings(clips, models, tmp_path / "parted")
-    with pytest.raises(Stopped):
-        train_codec.train(parted, stop=lambda: next(stops))
-    path = train_codec.train(dataclasses.replace(parted, resume=True))
-    assert path.read_bytes() == whole.read_bytes()
-    log = (tmp_path / "whole" / "log.csv").read_text().splitlines()
+@pytest.fixture(scope="module")
+def trained(clips, models, tmp_path_factory):
+    return train_codec.train(settings(clips, models, tmp_path_factory.mktemp("run") / "whole"))
+
+
+def test_networks_are_trained(trained):
+    log = trained.with_name("log.csv").read_text().splitlines()
     assert log[0].startswith("step,loss,surrogate,surrogate-nb,stoi,mel,kbit_per_s")
-    loaded = load_codec(whole)
+    loaded = load_codec(trained)
     assert loaded.card.about["parameters"].keys() == {"encoder", "decoder"}
     assert "python -m train.codec --data" in loaded.card.about["command"]
     samples = speech(8_000)[:, None]
     data = codec.compress(samples, 16_000, codec=loaded)
     decoded, _ = codec.decompress(data, codec=loaded)
     assert decoded.shape == samples.shape
-    again = settings(clips, models, tmp_path / "again", init_from=whole, steps=1)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_networks(trained, clips, models, tmp_path):
+    stops = iter([False] * 3 + [True] * 9)
+    parted = settings(clips, models, tmp_path / "parted")
+    with pytest.raises(Stopped):
+        train_codec.train(parted, stop=lambda: next(stops))
+    path = train_codec.train(dataclasses.replace(parted, resume=True))
+    assert path.read_bytes() == trained.read_bytes()
+
+
+@pytest.mark.slow
+def test_training_starts_from_trained_networks(trained, clips, models, tmp_path):
+    again = settings(clips, models, tmp_path / "again", init_from=trained, steps=1)
     assert load_codec(train_codec.train(again)).card.about["started_from"]["final_training_loss"]
     other = MDCTUNetConfig(features=(6,), encoder_features=(4,))
     with pytest.raises(SettingsError, match="other settings"):
         train_codec.train(dataclasses.replace(again, networks=other, workdir=tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_crops_are_at_the_active_level_with_and_without_noise(clips, models, tmp_path):
     for share in (0.0, 1.0):
         chosen = settings(clips, models, tmp_path, noise_share=share)

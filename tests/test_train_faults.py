@@ -277,7 +277,11 @@ def send_at(step, number, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "code", "step"),
     # Between two lines of the log, at a line, and at a checkpoint.
-    [(signal.SIGTERM, 75, 4), (signal.SIGINT, 130, 5), (signal.SIGTERM, 75, 6)],
+    [
+        (signal.SIGTERM, 75, 4),
+        (signal.SIGINT, 130, 5),
+        pytest.param(signal.SIGTERM, 75, 6, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_the_step_and_the_end_is_the_same(
     settings, whole, monkeypatch, capfd, number, code, step
@@ -296,6 +300,7 @@ def test_a_signal_saves_the_step_and_the_end_is_the_same(
     assert End(settings.workdir) == whole
 
 
+@pytest.mark.slow
 def test_a_signal_that_the_readers_get_too_saves_the_step(settings, cache):
     """As Ctrl-C in a terminal and the end of a service do."""
     long = dataclasses.replace(settings, steps=100_000, checkpoint_every=100_000, log_every=1)
@@ -387,7 +392,7 @@ class FullDisk:
             subprocess.run(["umount", "-l", str(self.directory)], check=True)
 
 
-@pytest.fixture(params=[True, False], ids=["full", "limited"])
+@pytest.fixture(params=[pytest.param(True, marks=pytest.mark.slow), False], ids=["full", "limited"])
 def disk(request, tmp_path):
     directory = tmp_path / "disk"
     directory.mkdir()
@@ -433,6 +438,7 @@ def test_no_room_for_the_log_at_the_start(settings, capfd):
     assert capfd.readouterr().err.splitlines() == [line]
 
 
+@pytest.mark.slow
 def test_no_room_for_the_log_later(settings, whole, tmp_path, monkeypatch, capsys):
     # `capsys`, since what is printed would not fit into a file of `capfd` either.
     disk = FullDisk(tmp_path, mount=False)
@@ -579,6 +585,7 @@ def test_the_step_with_the_bad_loss_is_named_though_losses_are_read_later(settin
     assert newest_step(settings) is None
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_finite_are_never_saved(settings, capfd):
     # The first loss is finite, the update that follows it is not.
     argv = arguments(settings, "--learning-rate", "3.4e38", "--weight-decay", "1")

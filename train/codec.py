@@ -35,6 +35,7 @@ from jaxsparse.nn.mdct_unet import MDCTUNetConfig
 from jaxsparse.nn.network import n_parameters
 from jaxsparse.quantizer import Coded, active_level, noise_signs, relative_step
 from jaxsparse.settings import SettingsError, check_least, check_ranges
+from jaxsparse.terms import INTELLIGIBLE
 from jaxsparse.transforms.grid import N_LEVELS, N_RATES
 from jaxsparse.transforms.mdct import imdct, mdct
 from jaxsparse.types import SAMPLE_RATE, PRNGKey, Waveform
@@ -48,7 +49,6 @@ from train.loop import (
     run_card,
     run_task,
 )
-from train.losses import INTELLIGIBLE
 from train.main import StopSignals
 
 LEAST = {

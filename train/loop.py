@@ -41,9 +41,9 @@ from jaxsparse.pretrained import load_weights, save_weights, saved_config
 from jaxsparse.search.relaxations import projection
 from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
+from jaxsparse.terms import format_loss, make_loss, parse_loss
 from jaxsparse.transforms.stft import stft
 from jaxsparse.types import HardMask, Mask, PRNGKey, SoftMask, Spectrogram, Waveform
-from train.losses import format_loss, make_loss, parse_loss
 from train.settings import RECIPES, STFT, Settings, start_config
 
 SAMPLER = SamplerConfig()

@@ -10,8 +10,8 @@ from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.policies import POLICIES
 from jaxsparse.settings import SettingsError, check_least
+from jaxsparse.terms import TERMS, hears, parse_loss
 from jaxsparse.transforms.stft import STFTConfig
-from train.losses import TERMS, hears, parse_loss
 
 STFT = STFTConfig()
 MOST_GAIN_DB = 60.0
@@ -64,7 +64,7 @@ class Settings:
     # What is minimised: terms joined by +, each with or without a weight, as in mse+0.5*mfcc.
     # mse (dB^2) is of the spectrogram; mel, mfcc, lsd (dB), stft, si-sdr (negated), stoi and estoi
     # (1 - value), surrogate and surrogate-nb (4.64 - value, of PESQ) are of its sound and need
-    # whole spectrograms. Default weights make a term about as large as mse (train/losses.py).
+    # whole spectrograms. Default weights make a term about as large as mse (jaxsparse/terms.py).
     loss: str = "mse"
     # Optimizer steps.
     steps: int = 11_250

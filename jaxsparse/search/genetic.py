@@ -5,6 +5,7 @@ The population is kept as bits and evaluated in chunks, so that beyond these bit
 of 1025 x 302 in four or five copies at the peak, its size takes no memory.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -29,12 +30,15 @@ from jaxsparse.search.contract import (
 from jaxsparse.search.population import chunk_size, evaluate
 from jaxsparse.types import HardMask, PRNGKey
 
+# Share of a copy's ones that move.
+_OF_COPIES = 0.05
+
 Crossover: TypeAlias = Literal["uniform", "blocks", "bands"]
 
 
 @dataclass(frozen=True)
 class GeneticConfig:
-    """Settings of the genetic search; the defaults are the thesis'.
+    """Settings of the genetic search; `THESIS` has those of the thesis.
 
     Attributes:
         population_size: Individuals in a generation.
@@ -47,17 +51,21 @@ class GeneticConfig:
             mended: any bin by chance ("uniform", the thesis'), whole rectangles ("blocks"),
             or whole ranges of frequency ("bands") of one parent or the other.
         block: Bins and frames of a block; a band is as many bins.
-        mutation: Share of a child's ones that move to a place drawn uniformly.
+        mutation: Share of a child's ones that move to a place drawn uniformly, at least one of
+            them unless the share is 0.
+        distinct: Whether individuals that are there already are mutated until they differ: else a
+            population becomes copies of one mask.
     """
 
     population_size: int = 50
     elite_share: float = 0.1
-    child_share: float = 0.4
+    child_share: float = 0.8
     parent_share: float = 0.4
-    tournament: int = 1
+    tournament: int = 2
     crossover: Crossover = "uniform"
     block: tuple[int, int] = (32, 16)
-    mutation: float = 0.0
+    mutation: float = 0.002
+    distinct: bool = True
 
     @property
     def n_elite(self) -> int:
@@ -80,7 +88,10 @@ class GeneticConfig:
         return self.population_size - self.n_elite
 
 
-WITHOUT_REPRODUCTION = GeneticConfig(elite_share=0.0, child_share=0.0)
+THESIS = GeneticConfig(child_share=0.4, tournament=1, mutation=0.0, distinct=False)
+"""The thesis' operators (sections 3.2.2 and 4.4.2)."""
+
+WITHOUT_REPRODUCTION = dataclasses.replace(THESIS, elite_share=0.0, child_share=0.0)
 """The thesis' control: a fresh random population each generation, of which the best is kept."""
 
 
@@ -103,6 +114,8 @@ class GeneticInfo(NamedTuple):
     """Over the individuals that have a loss."""
     failed: Int[Array, ""]
     """Individuals without a loss."""
+    distinct: Float[Array, ""]
+    """Share of the individuals that are no copies of others."""
 
 
 def genetic(
@@ -111,9 +124,10 @@ def genetic(
     count: int | Int[Array, ""],
     config: GeneticConfig = GeneticConfig(),
     *,
+    start: Bool[Array, "S F T"] | None = None,
     chunk_bytes: int | None = None,
 ) -> Search:
-    """Makes a genetic search, which begins with a random population.
+    """Makes a genetic search, which begins with a random population or with given individuals.
 
     Args:
         objective: To be minimized over masks [F, T]; the same for a mask each time, since the
@@ -121,6 +135,7 @@ def genetic(
         shape: F and T.
         count: Ones of every mask; another count compiles nothing anew.
         config: Settings of the search.
+        start: Hard masks of that count, at most a population; the others are drawn.
         chunk_bytes: See `jaxsparse.search.population.chunk_size`; the population beyond a chunk
             waits as bits.
 
@@ -140,7 +155,10 @@ def genetic(
         function = as_tree(objective)
         identity += (identity_of(function),)
         chunk = min(chunk_size(function, shape, chunk_bytes), config.population_size)
-    setup = _Setup(function, count, config, shape, chunk)
+    if start is not None and len(start) > config.population_size:
+        raise ValueError(f"{len(start)} masks to start from don't fit {config.population_size}")
+    start = None if start is None else jax.vmap(pack_mask)(start)
+    setup = _Setup(function, count, start, config, shape, chunk)
     return Search(
         Partial(_init_on_host if on_host else _init, setup),
         Partial(_step_on_host if on_host else _step, setup),
@@ -177,6 +195,8 @@ class _Setup:
     objective: Any
     """That of the search, or the `score` of one that leaves the device."""
     count: Any
+    start: Any
+    """Packed individuals of the first population, or None."""
     config: GeneticConfig = field(metadata={"static": True})
     shape: tuple[int, int] = field(metadata={"static": True})
     chunk: int = field(metadata={"static": True})
@@ -184,7 +204,7 @@ class _Setup:
 
 
 def _init(setup: _Setup, key: PRNGKey) -> GeneticState:
-    population = _draw_generation(setup.config, setup.shape, setup.count, key)
+    population = _draw_generation(setup.config, setup.shape, setup.count, setup.start, key)
     return _first(population, *evaluate(setup.objective, population, setup.shape, setup.chunk))
 
 
@@ -195,7 +215,7 @@ def _step(setup: _Setup, key: PRNGKey, state: GeneticState) -> tuple[GeneticStat
 
 def _init_on_host(setup: _Setup, key: PRNGKey) -> GeneticState:
     """Does the same, in compiled pieces around the objective."""
-    population = _jitted_draw(setup.config, setup.shape, setup.count, key)
+    population = _jitted_draw(setup.config, setup.shape, setup.count, setup.start, key)
     return _jitted_first(population, *_as_arrays(setup.objective(population)))
 
 
@@ -232,6 +252,7 @@ def _succeed(
         generation_best=jnp.min(losses),
         mean=jnp.where(n_scored > 0, mean, jnp.inf),
         failed=losses.size - n_scored,
+        distinct=jnp.mean(~_copies(population)),
     )
     return GeneticState(population, losses, best), info
 
@@ -240,7 +261,7 @@ def _breed(
     config: GeneticConfig, shape: tuple[int, int], count: Array, key: PRNGKey, state: GeneticState
 ) -> tuple[tuple[Array, Array], Array]:
     """Returns the elite with its losses, and the packed individuals that are new."""
-    for_parents, for_children, for_random = jax.random.split(key, 3)
+    for_parents, for_children, for_random, for_copies = jax.random.split(key, 4)
     order = jnp.argsort(state.losses, stable=True)
     elite = order[: config.n_elite]
     new = [_draw(jax.random.split(for_random, config.n_new - config.n_children), shape, count)]
@@ -254,13 +275,45 @@ def _breed(
 
         # One at a time: each takes some bytes for every bin.
         new.insert(0, lax.map(child, (keys, parents)))
-    return (state.population[elite], state.losses[elite]), jnp.concatenate(new)
+    old, bred = state.population[elite], jnp.concatenate(new)
+    if config.distinct:
+        copies = _copies(jnp.concatenate([old, bred]))[len(old) :]
+        bred = _mutate_some(for_copies, bred, copies, shape)
+    return (old, state.losses[elite]), bred
+
+
+def _copies(population: UInt8[Array, "P W"]) -> Bool[Array, " P"]:
+    """Finds individuals that equal an earlier one, by 64 bits of a hash."""
+    coefficients = jax.random.bits(jax.random.key(0), (population.shape[1], 2), jnp.uint32)
+    # Odd, so that no byte is lost.
+    high, low = jnp.moveaxis(population.astype(jnp.uint32) @ (coefficients | 1), 1, 0)
+    order = jnp.lexsort((high, low))
+    high, low = high[order], low[order]
+    equal = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
+    return jnp.zeros(len(order), bool).at[order[1:]].set(equal)
+
+
+def _mutate_some(
+    key: PRNGKey, population: UInt8[Array, "P W"], chosen: Bool[Array, " P"], shape: tuple[int, int]
+) -> UInt8[Array, "P W"]:
+    """Mutates the chosen individuals, so that they differ from what they are copies of."""
+
+    def renew(entry: tuple[Array, Array, Array]) -> Array:
+        own, bits, is_chosen = entry
+
+        def mutated() -> Array:
+            return pack_mask(mutate(own, unpack_mask(bits, shape), _OF_COPIES))
+
+        return lax.cond(is_chosen, mutated, lambda: bits)
+
+    return lax.map(renew, (jax.random.split(key, len(population)), population, chosen))
 
 
 def _draw_generation(
-    config: GeneticConfig, shape: tuple[int, int], count: Array, key: PRNGKey
+    config: GeneticConfig, shape: tuple[int, int], count: Array, start: Array | None, key: PRNGKey
 ) -> Array:
-    return _draw(jax.random.split(key, config.population_size), shape, count)
+    drawn = _draw(jax.random.split(key, config.population_size), shape, count)
+    return drawn if start is None else drawn.at[: len(start)].set(start)
 
 
 def _draw(keys: Array, shape: tuple[int, int], count: Array) -> Array:
@@ -319,10 +372,17 @@ def crossover(
 
 
 def mutate(key: PRNGKey, mask: Bool[Array, "F T"], share: float) -> Bool[Array, "F T"]:
-    """Moves a share of the ones, rounded, to places drawn uniformly from those that are hidden."""
+    """Moves a share of the ones to places drawn uniformly from those that are hidden.
+
+    Args:
+        key: Of the draws.
+        mask: A mask of any count.
+        share: Of the ones, rounded; at least one of them moves unless it is 0.
+    """
     for_ones, for_zeros = jax.random.split(key)
     n_ones = jnp.sum(mask, dtype=jnp.int32)
-    moved = jnp.round(share * n_ones).astype(jnp.int32)
+    moved = jnp.maximum(jnp.round(share * n_ones).astype(jnp.int32), int(share > 0))
+    moved = jnp.minimum(moved, n_ones)
     moved = jnp.minimum(moved, mask.size - n_ones)
     away = random_mask(for_ones, mask.shape, moved, within=mask)
     return (mask & ~away) | random_mask(for_zeros, mask.shape, moved, within=~mask)

@@ -132,10 +132,12 @@ def lagrangian(
     settings: LagrangianSettings = _DEFAULTS,
     *,
     relaxation: Relaxation | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    start: HardMask | None = None,
     updates_per_step: int = 100,
     multiplier_every: int = 1,
 ) -> Search:
-    """Makes a search by Lagrangian relaxation, which begins at a random mask.
+    """Makes a search by Lagrangian relaxation, which begins at a random mask or a given one.
 
     A step is a number of updates of scores and multiplier, after which the scores are rounded to
     the exact count, scored and archived: the history is thinned, and the thesis' 10,000 updates
@@ -153,6 +155,10 @@ def lagrangian(
             anew, nor do other settings.
         settings: Numbers; for a sweep in one call see `jaxsparse.search.run.batch`.
         relaxation: phi, one of `jaxsparse.search.relaxations`; `logistic` by default.
+        optimizer: Updates the scores, in place of AdamW with the settings' learning rate and
+            weight decay; of schedules, too. Another one compiles anew, and checkpoints know no
+            numbers that it holds in closures.
+        start: A hard mask of that count to begin at.
         updates_per_step: Updates in a step.
         multiplier_every: The multiplier is updated with each so many-th of them.
 
@@ -174,8 +180,12 @@ def lagrangian(
         shape,
         updates_per_step,
         multiplier_every,
+        optimizer,
+        start,
     )
     functions = (setup.problem.objective, *setup.problem.relaxation)
+    if optimizer is not None:
+        functions += (optimizer.update,)
     settled = str((shape, updates_per_step, multiplier_every))
     return Search(
         Partial(_init, setup),
@@ -211,6 +221,8 @@ class _Setup:
     shape: tuple[int, int] = field(metadata={"static": True})
     updates_per_step: int = field(metadata={"static": True})
     multiplier_every: int = field(metadata={"static": True})
+    of_scores: optax.GradientTransformation | None = field(metadata={"static": True})
+    start: Any = None
 
     def optimizer(self) -> optax.GradientTransformation:
         # Traced numbers are as good as those that optax's types ask for.
@@ -218,7 +230,7 @@ class _Setup:
         weight_decay: Any = self.settings.weight_decay
         return optax.partition(
             {
-                "scores": optax.adamw(learning_rate, weight_decay=weight_decay),
+                "scores": self.of_scores or optax.adamw(learning_rate, weight_decay=weight_decay),
                 "multiplier": multiplier_ascent(
                     self.settings.multiplier_rate, self.multiplier_every
                 ),
@@ -230,7 +242,9 @@ class _Setup:
 def _init(setup: _Setup, key: PRNGKey) -> LagrangianState:
     problem = setup.problem
     for_mask, for_scores = jax.random.split(key)
-    mask = random_mask(for_mask, setup.shape, problem.n_ones)
+    mask = setup.start
+    if mask is None:
+        mask = random_mask(for_mask, setup.shape, problem.n_ones)
     scores = problem.relaxation.to_scores(for_scores, mask)
     rounded = project_to_count(scores, problem.n_ones)
     start, loss, aux = _score(problem.objective, rounded)

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsparse import terms as losses
 from jaxsparse.audio import write_wav
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.pretrained import load_weights
 from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
 from jaxsparse.transforms.stft import stft
-from train import loop, losses
+from train import loop
 from train.settings import RECIPES, STFT, Settings
 
 # Compiling takes seconds, and the others are of the same make as one of these.
@@ -71,6 +72,7 @@ def settings(corpus, tmp_path):
     [
         ("mse", ((1.0, "mse"),)),
         ("0.5*mfcc", ((0.5, "mfcc"),)),
+        ("quality", ((1.0, "surrogate"), (1.0, "surrogate-nb"), (10.0, "stoi"))),
         (" mse + 2e-1 * si-sdr ", ((1.0, "mse"), (0.2, "si-sdr"))),
         (
             "3*mse+surrogate-nb",
@@ -86,7 +88,7 @@ def test_losses_are_sums_of_weighted_terms(text, terms):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("mfc", "no term 'mfc'; there are mse, mel, mfcc, stft"),
+        ("mfc", "no term 'mfc'; there are mse, audible-mse, mel, mfcc, stft"),
         ("", "no term ''"),
         ("mse+", "no term ''"),
         ("mse-mfcc", "no term 'mse-mfcc'"),
@@ -102,6 +104,22 @@ def test_losses_are_sums_of_weighted_terms(text, terms):
 def test_wrong_losses_are_named(settings, text, said):
     with pytest.raises(SettingsError, match=said):
         dataclasses.replace(settings, loss=text)
+
+
+def test_audible_errors_count_and_masked_ones_do_not():
+    """A tone masks its neighbours 40 dB below it, and not what is far away."""
+    reference = jnp.full((1, 513, 4), -80.0).at[:, 100].set(40.0).at[:, 102].set(0.0)
+    reference = reference.at[:, 400].set(20.0)
+
+    def score(bin_, error=3.0):
+        estimate = reference.at[:, bin_].add(error)
+        return float(losses.audible_mse(reference=reference, estimate=estimate)[0])
+
+    assert score(100) == pytest.approx(score(400), rel=1e-3)
+    assert score(102) < 1e-3 * score(100)
+    # Two bins are heard, and nearly no other.
+    assert score(100) == pytest.approx(9 / 2, rel=0.2)
+    assert score(100, 6.0) == pytest.approx(4 * score(100), rel=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{"crop": (40, 4)}, {"crops_per_clip": 2}])
@@ -192,6 +210,7 @@ def test_gradients_are_finite(name):
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_training_lowers_the_term(settings):
     changes = {"init_from": RECIPES["perceptual"]["init_from"], "n_samples": 4_000}
     settings = dataclasses.replace(settings, loss="surrogate", **changes)
@@ -222,6 +241,7 @@ def stop_after(steps):
     return lambda: next(asked) > steps
 
 
+@pytest.mark.slow
 def test_terms_are_logged_and_resumed(settings, tmp_path):
     network = loop.train(settings)
     rows = log_rows(settings.workdir)

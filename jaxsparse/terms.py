@@ -1,13 +1,13 @@
-"""What training minimises: a weighted sum of named terms, of the spectrogram and of its sound.
+"""What training and searches minimise: sums of named terms, of the spectrogram and of its sound.
 
-The sound is made of the network's output, no bin put back, with the phases of the original clip,
-and compared with the clip by the differentiable metrics of `jaxsparse.metrics`.
+The sound is made with the phases of the original clip, and compared with the clip by the
+differentiable metrics of `jaxsparse.metrics`. Training puts no kept bins back.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxsparse.metrics.distances import (
 )
 from jaxsparse.metrics.intelligibility import estoi, stoi
 from jaxsparse.metrics.surrogate import pesq_surrogate
+from jaxsparse.policies import audibility
 from jaxsparse.reconstruct import to_waveform
 from jaxsparse.transforms.stft import STFTConfig, stft
 from jaxsparse.types import SAMPLE_RATE
@@ -56,6 +57,7 @@ class Term(NamedTuple):
     shortest: int = 1
 
 
+@runtime_checkable
 class Loss(Protocol):
     """A loss of a batch."""
 
@@ -88,6 +90,19 @@ def _below(best: float, metric: Score) -> Score:
     return score
 
 
+def audible_mse(
+    *, reference: Float[Array, "B F T"], estimate: Float[Array, "B F T"]
+) -> Float[Array, " B"]:
+    """Mean squared error in dB^2, weighted by how far bins are from being masked.
+
+    The weight rises from 0 for a bin 10 dB below the threshold of `jaxsparse.policies.Audibility`
+    to 1 for one 10 dB above it.
+    """
+    weights = jnp.clip(0.5 + jax.vmap(audibility)(reference) / 20, 0, 1)
+    errors = jnp.sum(weights * jnp.square(estimate - reference), axis=(1, 2))
+    return errors / jnp.maximum(jnp.sum(weights, axis=(1, 2)), 1)
+
+
 # Default weights make the terms as large as the MSE where a fine-tuning of random-95 starts: what
 #   python -m train.main --recipe perceptual --data $JAXSPARSE_DATA/valid --workdir RUN \
 #     --loss mse+mel+mfcc+stft+lsd+si-sdr+stoi+estoi+surrogate+surrogate-nb --sparsity 0.95 \
@@ -97,6 +112,7 @@ def _below(best: float, metric: Score) -> Score:
 # a tenth less distortion (0.46 dB) worth a tenth of the MSE.
 TERMS = {
     "mse": Term(1.0, mse, of_sound=False),
+    "audible-mse": Term(1.0, audible_mse, of_sound=False),
     "mel": Term(10.0, mel_distance),
     "mfcc": Term(15.0, mfcc_distance),
     "stft": Term(25.0, multi_resolution_stft),
@@ -108,9 +124,18 @@ TERMS = {
     "surrogate-nb": Term(20.0, _below(4.64, functools.partial(pesq_surrogate, band="nb"))),
 }
 
+MIXTURES: dict[str, Terms] = {
+    # A point of PESQ in either band weighs as much as a tenth of STOI, so that none is gamed.
+    "quality": ((1.0, "surrogate"), (1.0, "surrogate-nb"), (10.0, "stoi")),
+}
+"""Sums of terms that have a name of their own."""
+
 
 def parse_loss(text: str) -> Terms:
     """Reads terms joined by ``+``, each with or without a weight: ``mse+0.5*mfcc``.
+
+    Args:
+        text: Those, or a name in `MIXTURES`.
 
     Returns:
         The weight and the name of each term.
@@ -118,11 +143,14 @@ def parse_loss(text: str) -> Terms:
     Raises:
         ValueError: If a term is unknown or named twice, or a weight is no positive number.
     """
+    if text in MIXTURES:
+        return MIXTURES[text]
     terms = []
     for part in text.split("+"):
         before, star, name = (word.strip() for word in part.rpartition("*"))
         if name not in TERMS:
-            raise ValueError(f"loss has no term {name!r}; there are {', '.join(TERMS)}")
+            names = ", ".join((*TERMS, *MIXTURES))
+            raise ValueError(f"loss has no term {name!r}; there are {names}")
         weight = _positive(before, name) if star else TERMS[name].weight
         terms.append((weight, name))
     names = [name for _, name in terms]
@@ -166,18 +194,37 @@ def make_loss(terms: Terms, config: STFTConfig) -> Loss:
         estimate: Float[Array, "B F T"],
         audio: Float[Array, "B N"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        spectrograms = {"reference": reference, "estimate": estimate}
-        clips = {}
+        sound = None
         if hears(terms):
             sound = jax.vmap(functools.partial(resynthesize, config=config))(estimate, audio)
-            clips = {"reference": audio, "estimate": sound, "sample_rate": SAMPLE_RATE}
-        values = {
-            name: TERMS[name].score(**(clips if TERMS[name].of_sound else spectrograms)).mean()
-            for _, name in terms
-        }
-        return jnp.asarray(sum(weight * values[name] for weight, name in terms)), values
+        values = evaluate(terms, (reference, estimate), (audio, sound))
+        means = {name: value.mean() for name, value in values.items()}
+        return weighted_sum(terms, means), means
 
     return loss
+
+
+def evaluate(
+    terms: Terms,
+    spectrograms: tuple[Float[Array, "B F T"], Float[Array, "B F T"]],
+    sounds: tuple[Float[Array, "B N"] | None, Float[Array, "B N"] | None],
+) -> dict[str, Float[Array, " B"]]:
+    """Computes each term without its weight.
+
+    Args:
+        terms: What `parse_loss` gave.
+        spectrograms: The clips' and the estimates', in dB.
+        sounds: The clips and the estimates, at 16 kHz; no term of sound looks at None.
+    """
+    seen = dict(zip(("reference", "estimate"), spectrograms, strict=True))
+    heard = dict(zip(("reference", "estimate"), sounds, strict=True), sample_rate=SAMPLE_RATE)
+    found = {name: TERMS[name] for _, name in terms}
+    return {name: term.score(**(heard if term.of_sound else seen)) for name, term in found.items()}
+
+
+def weighted_sum(terms: Terms, values: dict[str, Array]) -> Array:
+    """Sums terms with their weights."""
+    return jnp.asarray(sum(weight * values[name] for weight, name in terms))
 
 
 def resynthesize(

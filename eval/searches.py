@@ -1,0 +1,392 @@
+"""All ways to a clip's mask beside each other: quality against evaluations and seconds.
+
+``python -m eval.searches --data $JAXSPARSE_DATA/valid --clips 4 --out RUN`` takes the first 77,276
+samples of each clip, one decoder for all masks, puts kept bins back and keeps the original phases.
+Methods are one-shot policies, by name, and searches, which begin at the mask of the policy --start
+unless they are the thesis'. A search is scored after each of so many evaluations (--evaluations):
+the masks that it had the loss of, and once more for each gradient. Seconds leave compilation out.
+
+Searches minimise --loss, a sum of terms or a name as for training; the scores are those of `pesq`
+and `pystoi`, in both bands, and once more with a quarter of a second of silence before both sounds,
+since a search may game where a metric's frames lie. RUN gets rows.csv (resumed by the same
+command), table.md, summary.json and quality.png, and the masks found, which `jaxsparse compress
+--mask` takes.
+"""
+
+import functools
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from eval import searches_report
+from eval.command import parse_settings, run_command
+from eval.reconstruction import CONFIG, make_synthesis, mask_key
+from eval.report import SCORES
+from eval.rows import Row, RowFile
+from jaxsparse import pretrained
+from jaxsparse.contracts import Decoder
+from jaxsparse.data.clips import Clip, find_clips
+from jaxsparse.data.folder import CLIP_SAMPLES
+from jaxsparse.errors import AudioError
+from jaxsparse.mask_files import save_mask
+from jaxsparse.masks import count_observed
+from jaxsparse.metrics import Metric, ScorePool
+from jaxsparse.objectives import Derivative, mixture_objective
+from jaxsparse.policies import POLICIES
+from jaxsparse.pretrained import Pretrained
+from jaxsparse.reconstruct import reconstruct_spectrogram
+from jaxsparse.search.contract import Search
+from jaxsparse.search.genetic import THESIS, GeneticConfig, genetic
+from jaxsparse.search.lagrangian import lagrangian
+from jaxsparse.search.relaxations import RELAXATIONS
+from jaxsparse.search.run import run as run_search
+from jaxsparse.search.swaps import SwapConfig, swaps
+from jaxsparse.settings import SettingsError, check_least
+from jaxsparse.spectrogram import log_power
+from jaxsparse.terms import parse_loss
+from jaxsparse.transforms.stft import stft
+from jaxsparse.types import SAMPLE_RATE, HardMask
+
+# Of silence before both sounds: half of PESQ's frames and of the transform's are elsewhere.
+_SILENCE = np.zeros(SAMPLE_RATE // 4, np.float32)
+MOVED: tuple[Metric, ...] = ("pesq_wb",)
+COLUMNS: dict[str, Callable[[str], Any]] = {
+    "clip": str,
+    "sparsity": float,
+    "method": str,
+    "evaluations": int,
+    "seconds": float,
+    "loss": float,
+    "mse": float,
+    **dict.fromkeys(SCORES, float),
+    **{f"moved_{metric}": float for metric in MOVED},
+}
+# Of the scores; a relaxation's masks are hard when it has made so many updates.
+_LEARNING_RATE = 0.05
+_UPDATES_PER_STEP = 10
+
+
+class Problem(NamedTuple):
+    """What a search is made for."""
+
+    objective: Callable[[Derivative], Any]
+    shape: tuple[int, int]
+    n_ones: int
+    start: HardMask
+    """That of a one-shot policy."""
+    one_shot: HardMask
+    """Those of several policies, S by F by T."""
+
+
+def _swaps(exchange: Any, problem: Problem) -> Search:
+    first = SwapConfig.first if exchange == "regrow" else 0.02
+    return swaps(
+        problem.objective("put-back"),
+        problem.shape,
+        problem.n_ones,
+        SwapConfig(exchange, first=first),
+        start=problem.start,
+    )
+
+
+def _relaxed(name: str, derivative: Derivative, problem: Problem) -> Search:
+    return lagrangian(
+        problem.objective(derivative),
+        problem.shape,
+        problem.n_ones,
+        relaxation=RELAXATIONS[name](),
+        optimizer=optax.adam(_LEARNING_RATE),
+        start=problem.start,
+        updates_per_step=_UPDATES_PER_STEP,
+    )
+
+
+def _genetic(config: GeneticConfig, begins: bool, problem: Problem) -> Search:
+    return genetic(
+        problem.objective("whole"),
+        problem.shape,
+        problem.n_ones,
+        config,
+        start=problem.one_shot if begins else None,
+    )
+
+
+SEARCHES: dict[str, Callable[[Problem], Search]] = {
+    "swaps": functools.partial(_swaps, "regrow"),
+    "swaps-steepest": functools.partial(_swaps, "steepest"),
+    "swaps-nonlocal": functools.partial(_swaps, "nonlocal"),
+    "swaps-random": functools.partial(_swaps, "random"),
+    **{f"relaxed-{name}": functools.partial(_relaxed, name, "put-back") for name in RELAXATIONS},
+    "genetic": functools.partial(_genetic, GeneticConfig(crossover="blocks"), True),
+    "genetic-thesis": functools.partial(_genetic, THESIS, False),
+}
+"""Searches by name; `genetic` begins with the masks of several policies."""
+METHODS = (*POLICIES, *SEARCHES)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a comparison of ways to masks."""
+
+    data: Path
+    """Folder of clips, searched in depth, or a prepared data set."""
+    out: Path
+    """Folder for all results; a run in it is resumed."""
+    split: str | None = None
+    """Split of a prepared data set, by default train."""
+    clips: int | None = None
+    """Only so many clips, evenly spread over the folder."""
+    methods: tuple[str, ...] = (
+        "learned",
+        "swaps",
+        "relaxed-projection",
+        "genetic",
+    )
+    """Policies and searches by name; for an unknown one the names are listed."""
+    sparsity: tuple[float, ...] = (0.95,)
+    """Shares of bins that are hidden."""
+    evaluations: tuple[int, ...] = (25, 50, 100)
+    """A search is scored after so many, each."""
+    loss: str = "quality"
+    """What is searched for: terms, as mse+10*stoi, or the name of a mixture."""
+    decoder: str = "unet"
+    """What fills in: a name, or the path of a .safetensors file."""
+    start: str = "learned"
+    """Policy whose mask searches begin at."""
+    n_samples: int = CLIP_SAMPLES
+    """Length of a clip in samples at 16 kHz; longer ones are cut, shorter ones padded."""
+    seed: int = 0
+    """Of masks and searches, with the clip's name."""
+    workers: int | None = None
+    """Processes that compute scores; one for each CPU by default."""
+    json: bool = False
+    """Print the JSON summary instead of the table."""
+
+
+class Task(NamedTuple):
+    """One method on one clip at one sparsity."""
+
+    clip: Clip
+    sparsity: float
+    method: str
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{Path(self.clip.name).stem}-{100 * self.sparsity:g}-{self.method}"
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Makes all masks, scores them, and returns the summary.
+
+    Raises:
+        AudioError: If a clip can't be read.
+        BlockingIOError: If another process uses `settings.out`.
+        FileExistsError: If `settings.out` holds a run with other settings.
+        OSError: If a clip can't be found or the results can't be written.
+        RowsError: If what is in `settings.out` is damaged.
+        SettingsError: If a setting is out of range.
+        WeightsError: If a network's file is damaged.
+    """
+    _check(settings)
+    network = pretrained.load_decoder(settings.decoder)
+    if network.decoder.on_host:
+        raise SettingsError(f"the decoder {settings.decoder} runs on the host, without gradients")
+    identity = {
+        name: getattr(settings, name) for name in ("loss", "start", "n_samples", "seed")
+    } | {"decoder": Path(settings.decoder).name, "sha256": network.card.sha256}
+    with RowFile(settings.out, COLUMNS, identity) as file, ScorePool(settings.workers) as pool:
+        done = {_key(row) for row in file.rows}
+        tasks = [task for task in _tasks(settings) if _missing(settings, task, done)]
+        waiting: list[Row] = []
+        for task in tqdm(tasks, unit="search", disable=None):
+            made = list(_solve(settings, task, network, pool))
+            # A mask is scored while the next one is searched for.
+            file.add(*map(_finished, waiting))
+            waiting = [row for row in made if _key(row) not in done]
+        file.add(*map(_finished, waiting))
+        file.begin()
+        summary = searches_report.summarize(file.rows, identity)
+        searches_report.write(summary, settings.out)
+    return summary
+
+
+def _check(settings: Settings) -> None:
+    check_least(settings, dict.fromkeys(("clips", "workers"), 1))
+    # What `pesq` takes at least.
+    check_least(settings, {"n_samples": SAMPLE_RATE // 4})
+    for method in (*settings.methods, settings.start):
+        if method not in (METHODS if method is not settings.start else POLICIES):
+            raise SettingsError(f"no method is named {method!r}; there are {', '.join(METHODS)}")
+    if not all(0 < s < 1 for s in settings.sparsity):
+        raise SettingsError("sparsity needs numbers between 0 and 1")
+    if not settings.evaluations or min(settings.evaluations) < 1:
+        raise SettingsError("evaluations needs whole numbers above 0")
+    try:
+        parse_loss(settings.loss)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _tasks(settings: Settings) -> list[Task]:
+    clips = find_clips(settings.data, settings.split)
+    if settings.clips is not None and settings.clips < len(clips):
+        chosen = np.linspace(0, len(clips) - 1, settings.clips).round().astype(int)
+        clips = [clips[i] for i in chosen]
+    return [Task(*each) for each in itertools.product(clips, settings.sparsity, settings.methods)]
+
+
+def _key(row: Row) -> tuple:
+    return (row["clip"], row["sparsity"], row["method"], row["evaluations"])
+
+
+def _missing(settings: Settings, task: Task, done: set[tuple]) -> bool:
+    budgets = settings.evaluations if task.method in SEARCHES else (0,)
+    return any((task.clip.name, task.sparsity, task.method, n) not in done for n in budgets)
+
+
+class Sound(NamedTuple):
+    """A clip [N], its spectrum [F, T] and that in dB."""
+
+    signal: np.ndarray
+    spectrum: jax.Array
+    dense: jax.Array
+
+
+@functools.lru_cache(maxsize=1)
+def _read(clip: Clip, n_samples: int) -> Sound:
+    try:
+        signal = clip.read(n_samples)
+    except AudioError as error:
+        raise AudioError(f"{clip.name}: {error}") from error
+    spectrum = _transform(jnp.asarray(signal))
+    return Sound(signal, spectrum, log_power(spectrum))
+
+
+@jax.jit
+def _transform(signal: jax.Array) -> jax.Array:
+    return stft(signal, CONFIG)
+
+
+def _solve(settings: Settings, task: Task, network: Pretrained, pool: ScorePool) -> Iterator[Row]:
+    """Rows of a task's masks, with futures in the place of scores."""
+    sound = _read(task.clip, settings.n_samples)
+    key = mask_key(settings.seed, task.clip.name)
+    shape = sound.dense.shape[0], sound.dense.shape[1]
+    count = count_observed(shape, task.sparsity)
+    row: Row = {"clip": task.clip.name, "sparsity": task.sparsity, "method": task.method}
+    if task.method in POLICIES:
+        make = _policy(task.method)
+        jax.block_until_ready(make(key, sound.dense, count))
+        began = time.perf_counter()
+        mask = jax.block_until_ready(make(key, sound.dense, count))
+        found = {"evaluations": 0, "seconds": time.perf_counter() - began, "loss": float("nan")}
+        yield row | found | _score(settings, task, network, sound, mask, pool)
+        return
+    starts = {n: _policy(n)(key, sound.dense, count) for n in {settings.start, *ONE_SHOT}}
+
+    def objective(derivative: Derivative) -> Any:
+        return mixture_objective(
+            network.decoder,
+            network.params,
+            sound.dense,
+            jnp.angle(sound.spectrum),
+            sound.signal,
+            loss=settings.loss,
+            derivative=derivative,
+            config=CONFIG,
+        )
+
+    one_shot = jnp.stack([starts[name] for name in ONE_SHOT])
+    search = SEARCHES[task.method](
+        Problem(objective, shape, count, starts[settings.start], one_shot)
+    )
+    key = jax.random.fold_in(key, 1)
+    # Compiles, so that it isn't timed.
+    run_search(search, key, steps=1, progress=False)
+    for budget in sorted(settings.evaluations):
+        result = run_search(search, key, steps=budget, evaluations=budget, progress=False)
+        found = {"evaluations": budget, "seconds": result.seconds}
+        mask = result.mask(shape)
+        scored = _score(settings, task, network, sound, mask, pool)
+        yield row | found | {"loss": float(result.best.loss)} | scored
+
+
+# What a genetic search begins with.
+ONE_SHOT = ("learned", "contrast-70", "mixed", "masking-50", "densification")
+
+
+@functools.lru_cache
+def _policy(name: str) -> Callable[..., jax.Array]:
+    return jax.jit(POLICIES[name])
+
+
+def _score(
+    settings: Settings,
+    task: Task,
+    network: Pretrained,
+    sound: Sound,
+    mask: jax.Array,
+    pool: ScorePool,
+) -> Row:
+    """Writes a mask; returns its MSE, and futures of its scores."""
+    path = settings.out / "masks" / f"{task.name}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_mask(path, np.asarray(mask))
+    estimate = _complete(network.decoder)(network.params, sound.dense, mask)
+    synthesize = make_synthesis(("all",), settings.n_samples, 0)
+    made = synthesize(
+        sound.spectrum[None],
+        sound.dense[None],
+        mask[None],
+        estimate[None],
+        mask_key(0, task.clip.name)[None],
+        True,
+    )
+    errors, _, sounds = jax.device_get(made)
+    heard = sound.signal, sounds["all"][0]
+    moved = tuple(np.concatenate([_SILENCE, each]) for each in heard)
+
+    def submit(metric: Metric, pair: tuple[Any, ...]) -> Any:
+        return pool.submit(metric, reference=pair[0], estimate=pair[1], sample_rate=SAMPLE_RATE)
+
+    row: Row = {"mse": float(errors[0])} | {metric: submit(metric, heard) for metric in SCORES}
+    return row | {f"moved_{metric}": submit(metric, moved) for metric in MOVED}
+
+
+@functools.lru_cache
+def _complete(decoder: Decoder) -> Callable:
+    return jax.jit(functools.partial(reconstruct_spectrogram, decoder, keep_observed=True))
+
+
+def _finished(row: Row) -> Row:
+    return {
+        name: value.result().value if hasattr(value, "result") else value
+        for name, value in row.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs from the command line; returns the exit code of `run_command`."""
+
+    def work() -> str:
+        settings = parse_settings(Settings, "eval.searches", __doc__, argv)
+        summary = run(settings)
+        return json.dumps(summary, indent=1) if settings.json else searches_report.table(summary)
+
+    return run_command("eval.searches", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
