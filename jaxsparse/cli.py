@@ -143,7 +143,11 @@ def _settings(arguments: argparse.Namespace) -> Any:
         "value_step_db": arguments.value_step,
         "phase_bits": arguments.phase_bits,
         "decoder": arguments.decoder,
+        "search": arguments.search,
+        "budget": arguments.budget,
     }
+    if arguments.budget is not None and arguments.search is None:
+        raise _RefusedError("--budget: there is no --search that would take it")
     given = {name: value for name, value in given.items() if value is not None}
     if arguments.phases is not None:
         given["phase_threshold"] = None if arguments.phases == "all" else int(arguments.phases)
@@ -572,7 +576,7 @@ examples:
 
 _OR_STDIN, _OR_STDOUT = ", or - for standard input", ", or - for standard output"
 
-_STFT_FLAGS = ("phases", "phase-bits", "value-step", "seed", "decoder")
+_STFT_FLAGS = ("phases", "phase-bits", "value-step", "seed", "decoder", "search", "budget")
 _MDCT_FLAGS = ("kbps", "pesq", "effort", "bandwidth", "codec")
 
 _FOLDERS = """\
@@ -757,6 +761,18 @@ def _parser() -> argparse.ArgumentParser:
         help="what fills in the rest: a network that comes with the package, an interpolation "
         "(nearest, linear, clough-tocher), or the .safetensors file of one's own network, which "
         "decompress needs too (default: the network for the mask and the sparsity)",
+    )
+    stft.add_argument(
+        "--search",
+        choices=("swaps",),
+        help="search for a better mask from that one on: some of its bins are dropped, and the "
+        "best of all take their places, over and over",
+    )
+    stft.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="how long to search in all (default: 60), compilation not counted",
     )
     _add_json(compress, "print what info prints, or with --out what became of all, as JSON")
 

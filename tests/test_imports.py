@@ -32,6 +32,7 @@ LAYERS = (
     {"metrics"},
     {"terms"},
     {"objectives"},
+    {"searched"},
     {"codec.entropy", "codec.header", "codec.context", "codec.mdct_settings"},
     {"codec.segment", "codec.mdct_segment"},
     {"codec.container", "codec.mdct_container"},
@@ -65,7 +66,7 @@ ASIDE = {
     "checkpoint": {"errors", "types"},
 }
 # Modules in the layers that use one that stands beside them.
-USERS = {"search": {"objectives"}, "data": {"batch"}}
+USERS = {"search": {"objectives", "searched"}, "data": {"batch"}}
 # Packages that belong to one place, and the modules that are this place.
 OWNERS = {
     "librosa": {"metrics", "plots"},

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from jaxsparse import audio
+from jaxsparse import audio, searched
 from jaxsparse.codec import container
 from jaxsparse.codec.header import Header, check_clip
 from jaxsparse.codec.segment import (
@@ -39,7 +39,7 @@ from jaxsparse.pretrained import NAMES, NO_WEIGHTS, Pretrained, choose_pretraine
 from jaxsparse.reconstruct import put_back, then, to_spectrum
 from jaxsparse.spectrogram import log_power, phase_mask
 from jaxsparse.transforms.stft import STFTConfig, overlap_add, stft, window_sum, windowed_frames
-from jaxsparse.types import SAMPLE_RATE, Progress
+from jaxsparse.types import SAMPLE_RATE, HardMask, PRNGKey, Progress, Spectrogram
 
 # Frames on each side of a segment for decoders that see everything.
 _CONTEXT = 64
@@ -63,6 +63,8 @@ class STFTSettings:
         keep_observed: Whether the decoder puts the kept values back.
         decoder: What fills in the rest: a name or a path, as `load_decoder` takes it; by default
             the network that `choose_decoder` takes.
+        search: What improves the policy's mask, a name of `jaxsparse.searched.SEARCHES`, or None.
+        budget: Seconds of that for the whole clip, without compilation.
 
     Raises:
         JaxsparseError: If a setting is out of its range.
@@ -76,8 +78,12 @@ class STFTSettings:
     phase_bits: int = 4
     keep_observed: bool = True
     decoder: str | None = None
+    search: str | None = None
+    budget: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.search is not None:
+            searched.check(self.search, self.budget)
         _make_header(self, "0" * 64, 1, 1, SAMPLE_RATE)
 
 
@@ -194,7 +200,7 @@ def compress(
         settings = replace(settings, decoder=name_of(decoder.decoder.config))
     sha256 = decoder.card.sha256
     header = _make_header(settings, sha256, n_samples, channels, sample_rate)
-    if mask is not None:
+    if mask is not None or settings.search is not None:
         header = replace(header, coded_share="1", loudest=False)
     if header.count(0) == 0:
         raise JaxsparseError(f"sparsity {settings.sparsity} keeps not a single bin of this clip")
@@ -205,9 +211,12 @@ def compress(
         signal = samples[:, channel : channel + 1].astype(np.float32, copy=False)
         signal = audio.resample(signal, sample_rate, header.coded_rate)[:, 0]
         for index, (db, phase) in enumerate(_analyse(signal, header)):
-            policy = (
-                POLICIES[settings.mask] if mask is None else _given(header, mask[channel], index)
-            )
+            policy = POLICIES[settings.mask]
+            if mask is not None:
+                policy = _given(header, mask[channel], index)
+            if settings.search is not None:
+                seconds = settings.budget / (header.channels * header.n_segments)
+                policy = _searching(settings, policy, decoder, phase, seconds, progress is not None)
             segment = _quantize(header, channel, index, db, phase, policy)
             parts.append(encode_segment(header, channel, index, segment))
             if progress is not None:
@@ -248,6 +257,32 @@ def _given(header: Header, mask: Bool[np.ndarray, "F T"], index: int) -> Policy:
     """Makes a policy of a segment's mask."""
     own = _segment_of(header, mask, index)
     return lambda key, spectrogram, count: jnp.asarray(own)
+
+
+def _searching(
+    settings: STFTSettings,
+    first: Policy,
+    network: Pretrained,
+    phase: Float32[np.ndarray, "F T"],
+    seconds: float,
+    shown: bool,
+) -> Policy:
+    """Makes a policy that begins with another one's mask and searches for a better one."""
+
+    def policy(key: PRNGKey, spectrogram: Spectrogram, count: int | Int[Array, ""]) -> HardMask:
+        return searched.improve(
+            key,
+            first(key, spectrogram, count),
+            spectrogram,
+            jnp.asarray(phase),
+            network,
+            search=settings.search or "",
+            seconds=seconds,
+            keep_observed=settings.keep_observed,
+            progress=None if shown else False,
+        )
+
+    return policy
 
 
 def decompress(
