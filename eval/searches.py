@@ -210,13 +210,13 @@ def run(settings: Settings) -> dict[str, Any]:
         done = {_key(row) for row in file.rows}
         tasks = [task for task in _tasks(settings) if _missing(settings, task, done)]
         waiting: list[Row] = []
+        file.begin()
         for task in tqdm(tasks, unit="search", disable=None):
             made = list(_solve(settings, task, network, pool))
             # A mask is scored while the next one is searched for.
             file.add(*map(_finished, waiting))
             waiting = [row for row in made if _key(row) not in done]
         file.add(*map(_finished, waiting))
-        file.begin()
         summary = searches_report.summarize(file.rows, identity)
         searches_report.write(summary, settings.out)
     return summary

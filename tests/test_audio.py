@@ -111,6 +111,7 @@ def test_long_audio_is_not_copied(tmp_path):
         check_usable(read)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("from_rate", "to_rate"), [(96_000, RATE), (RATE, 44_100), (1_000, RATE)])
 def test_resampling_in_blocks_is_resampling_at_once(from_rate, to_rate):
     samples = tone(3_000_000, 1, from_rate)

@@ -97,6 +97,7 @@ def flip(rng, content):
     return bytes(changed)
 
 
+@pytest.mark.slow
 def test_a_change_in_any_file_is_named_and_the_one_before_taken(checkpoints, directory, caplog):
     rng = random.Random(0)
     newest = directory / "4"

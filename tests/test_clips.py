@@ -301,6 +301,7 @@ def test_loader_gives_the_same_batches_from_either_source(tmp_path, prepared):
                 np.testing.assert_array_equal(samples * 32_768, pcm(index)[start : start + 100])
 
 
+@pytest.mark.slow
 def test_workers_read_prepared_clips(prepared):
     settings: dict[str, Any] = {"batch_size": 4, "n_samples": 100, "seed": 5}
     with closing(iter(make_loader(find_clips(prepared), **settings))) as batches:

@@ -86,7 +86,12 @@ def test_fine_settings_give_the_signal_back(n_samples):
 
 @pytest.mark.parametrize(
     ("sample_rate", "n_samples", "channels"),
-    [(8_000, 12_345, 1), (44_100, 30_011, 2), (96_000, 50_000, 3), (11_025, 1, 5)],
+    [
+        pytest.param(8_000, 12_345, 1, marks=pytest.mark.slow),
+        (44_100, 30_011, 2),
+        pytest.param(96_000, 50_000, 3, marks=pytest.mark.slow),
+        (11_025, 1, 5),
+    ],
 )
 def test_rate_channels_and_length_come_back(sample_rate, n_samples, channels):
     samples = speechlike(n_samples, sample_rate, channels)
@@ -150,6 +155,7 @@ def test_segments_agree_with_the_whole_at_once(network, keep_observed):
     np.testing.assert_allclose(decoded[:, 0], expected, atol=3e-6 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_what_is_stored():
     """Levels, mask and phases against the transform of the whole clip."""
     samples = speechlike(100_000)
@@ -229,6 +235,7 @@ def test_counts_are_those_of_masks(sparsity, n_samples):
     assert header.count(0) == count_observed(shape, sparsity)
 
 
+@pytest.mark.slow
 def test_silence_is_small_and_stays_silent():
     samples = np.zeros((80_000, 2), np.float32)
     data = compress(samples)
@@ -533,6 +540,7 @@ def test_the_shortest_clips_are_not_louder(n_samples):
         assert decibel(codec.decompress(data)[0]) < decibel(cut) + 3
 
 
+@pytest.mark.slow
 def test_a_square_wave_begins_at_its_own_level():
     time = np.arange(16_000) / 16_000
     square = np.sign(np.sin(2 * np.pi * 200 * time + 0.1)).astype(np.float32)[:, None]

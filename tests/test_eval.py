@@ -366,6 +366,7 @@ def test_a_segment_that_the_method_lost_makes_its_clip_missing():
     assert row["reasons"] == {"pesq_nb": "estimate is silent (1 of 2 segments)"}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was(data, monkeypatch, tmp_path, capsys):
     more = ("--batch", "1", "--json", "--decoders", "unet", "random-95", "--seeds", "0", "1")
     assert reconstruction.main(flags(data, *more, "--out", str(tmp_path / "whole"))) == 0

@@ -198,6 +198,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch, capsys, options
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_the_bundled_sentence_is_the_default_and_force_keeps_what_is_not_ours(
     tmp_path, monkeypatch, capsys
 ):

@@ -584,6 +584,7 @@ def test_an_output_that_is_a_file_is_refused(clip, tmp_path, capsys):
     assert "run: Not a directory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_stopped_by_hand(clip, tmp_path, capsys, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt

@@ -70,6 +70,7 @@ def read_rows(out):
         return file.rows
 
 
+@pytest.mark.slow
 def test_degradations_are_drawn_from_name_and_seed():
     signal = speech_like(N_SAMPLES / 16_000)
     first = list(degrade("a", signal))

@@ -34,6 +34,7 @@ def flags(data, *more):
     return ["--data", str(data), "--n-samples", str(N_SAMPLES), "--workers", "2", *more]
 
 
+@pytest.mark.slow
 def test_a_mask_is_scored_as_by_hand(data, capsys):
     options = ["--clips", "1", "--policies", "contrast", "--sparsity", "0.9", "--json"]
     assert program.main(flags(data, *options, "--phase-threshold", "60")) == 0

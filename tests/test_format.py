@@ -158,7 +158,7 @@ def test_a_decoder_of_this_text_alone_decodes_the_same(path):
     "config",
     [
         PyramidConfig(),
-        PyramidUNetConfig((3, 4, 2)),
+        pytest.param(PyramidUNetConfig((3, 4, 2)), marks=pytest.mark.slow),
         PyramidUNetConfig((5,), (3, 4), start_from_fill=False, prior=-10.0),
     ],
 )

@@ -155,7 +155,10 @@ def test_control_keeps_no_one():
     assert search.evaluations == 50
 
 
-@pytest.mark.parametrize("count", [0, 1, 53, 54])
+@pytest.mark.parametrize(
+    "count",
+    [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(53, marks=pytest.mark.slow), 54],
+)
 def test_extreme_counts(count):
     config = GeneticConfig(6, mutation=0.5)
     search = genetic(lambda mask: (jnp.sum(mask * 1.0), None), SHAPE, count, config)
@@ -259,7 +262,7 @@ def quadratic(weights, mask):
     return m @ weights @ m, None
 
 
-@pytest.mark.parametrize("kind", ["linear", "quadratic"])
+@pytest.mark.parametrize("kind", ["linear", pytest.param("quadratic", marks=pytest.mark.slow)])
 def test_the_default_comes_nearer_to_the_optimum_than_the_thesis(kind):
     """In 5,000 evaluations; the least sum of 10 of 100 and a quadratic form over 32 of 128."""
     key = jax.random.key(7)

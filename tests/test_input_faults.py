@@ -381,7 +381,10 @@ def test_silence_stays_silence(n_samples, channels, folder, capsys):
     np.testing.assert_array_equal(round_trip(folder, silence, 44_100, capsys), silence)
 
 
-@pytest.mark.parametrize(("sample_rate", "channels"), [(16_000, 1), (8_000, 1), (96_000, 6)])
+@pytest.mark.parametrize(
+    ("sample_rate", "channels"),
+    [(16_000, 1), pytest.param(8_000, 1, marks=pytest.mark.slow), (96_000, 6)],
+)
 def test_one_sample_stays_one_sample(sample_rate, channels, folder, capsys):
     sample = np.full((1, channels), 0.5, np.float32)
     decoded = round_trip(folder, sample, sample_rate, capsys)

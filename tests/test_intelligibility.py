@@ -79,7 +79,10 @@ def test_degraded_speech_scores_as_in_pystoi(metric, degraded):
     np.testing.assert_allclose(metric(reference=x, estimate=y, sample_rate=RATE), values, atol=ATOL)
 
 
-@pytest.mark.parametrize("rate", [8_000, 11_025, 44_100, 48_000, 6_007])
+@pytest.mark.parametrize(
+    "rate",
+    [8_000, *(pytest.param(n, marks=pytest.mark.slow) for n in (11_025, 44_100, 48_000, 6_007))],
+)
 def test_any_sample_rate(rate):
     x = speech_like(1.1, rate=rate)[None]
     y = noisy(x, 0.01)
@@ -87,6 +90,7 @@ def test_any_sample_rate(rate):
     np.testing.assert_allclose(actual, expected(x, y, rate, stoi), atol=ATOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_samples", [4096, 4097, 4224, 4225])
 def test_the_number_of_frames_is_that_of_pystoi(n_samples):
     x = speech_like(0.6, rate=10_000, bursts=1.0)[1000 : 1000 + n_samples][None]
@@ -97,6 +101,7 @@ def test_the_number_of_frames_is_that_of_pystoi(n_samples):
     np.testing.assert_allclose(actual, value, atol=ATOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_clips_left_with_too_few_frames_score_as_in_pystoi(metric):
     t = np.arange(2 * RATE) / RATE

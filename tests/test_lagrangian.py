@@ -261,6 +261,7 @@ def test_a_relaxation_gets_the_count_and_the_updates_done(key, target):
     ]
 
 
+@pytest.mark.slow
 def test_sweep_of_settings_is_a_loop(key, target):
     settings = LagrangianSettings(
         learning_rate=jnp.geomspace(0.01, 0.3, 16),

@@ -54,6 +54,7 @@ def test_an_untrained_sampler_scores_by_the_errors_of_the_fill():
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_padding_has_no_score_and_changes_none():
     x, mask, pads = levels(), kept(), ((0, 0), (0, 21))
     params = trained(CONFIG.build())
@@ -94,6 +95,7 @@ def test_what_is_worst_filled_in_takes_the_place_of_what_is_least_missed():
     assert bool(mask[17, 9]) and int(mask.sum()) == int(first.sum())
 
 
+@pytest.mark.slow
 def test_bins_are_exchanged_within_blocks_of_frames(key):
     """What is loud at the one end takes no bins from the other."""
     shape = (41, 3 * BLOCK + 5)
@@ -106,6 +108,7 @@ def test_bins_are_exchanged_within_blocks_of_frames(key):
         assert int(mask[block].sum()) == int(first[block].sum())
 
 
+@pytest.mark.slow
 def test_a_sampler_of_ones_own_goes_by_its_path(path, key):
     x, policy = levels(), Learned(random, path, passes=2)
     sampler, params, _ = load_sampler(path)

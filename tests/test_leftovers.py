@@ -18,7 +18,7 @@ def test_it(tmp_path):
     ("body", "left"),
     [
         ("pass", None),
-        ("tempfile.mkdtemp('abc')", "abc"),
+        pytest.param("tempfile.mkdtemp('abc')", "abc", marks=pytest.mark.slow),
         ("Path.home().joinpath('.trace').touch()", ".trace"),
     ],
 )

@@ -48,6 +48,7 @@ def test_rates_are_met(wanted):
     assert kbps(data, 80_000) == pytest.approx(wanted, rel=0.02)
 
 
+@pytest.mark.slow
 def test_more_bits_sound_better():
     samples = speech(30_000)[:, None]
     scores = []
@@ -76,7 +77,15 @@ def test_quality_is_met_by_the_estimate():
     assert sizes[0] < sizes[1]
 
 
-@pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (44_100, 2), (16_000, 3), (48_000, 1)])
+@pytest.mark.parametrize(
+    ("rate", "channels"),
+    [
+        pytest.param(8_000, 1, marks=pytest.mark.slow),
+        (44_100, 2),
+        pytest.param(16_000, 3, marks=pytest.mark.slow),
+        pytest.param(48_000, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_any_rate_and_channels_come_back(rate, channels):
     samples = np.stack([speech(20_000, seed) for seed in range(channels)], axis=1)
     data = codec.compress(samples, rate, MDCTSettings(kbps=16.0 * channels))
@@ -198,6 +207,7 @@ def test_segments_join_without_a_seam(whole):
     assert error[seam - 3 : seam + 3].max() <= 1.5 * np.sort(error)[-10]
 
 
+@pytest.mark.slow
 def test_decoding_does_not_depend_on_what_was_decoded_before(long_file, whole):
     codec.decompress(long_file, start=6.0, duration=1.0)
     again, _ = codec.decompress(long_file)
@@ -293,6 +303,7 @@ def test_files_of_other_weights_are_refused(long_file):
     assert decoded.shape == (LONG, 1)
 
 
+@pytest.mark.slow
 def test_the_loudest_file_is_finite():
     """Steps and magnitudes are bounded, so that no file makes a sample overflow."""
     header = make_header(n_samples=LONG)
@@ -348,6 +359,7 @@ def test_a_file_keeps_what_the_mask_keeps(n_samples, effort):
     assert decoded.shape == samples.shape and np.isfinite(decoded).all()
 
 
+@pytest.mark.slow
 def test_each_channel_may_have_a_mask_of_its_own():
     samples = np.stack([speech(20_000), speech(20_000, seed=1)], axis=1)
     masks = np.random.default_rng(0).random((2, 256, 80)) < 0.05
@@ -359,6 +371,7 @@ def test_each_channel_may_have_a_mask_of_its_own():
         codec.compress(samples, RATE, MDCTSettings(sparsity=0.9), mask=masks)
 
 
+@pytest.mark.slow
 def test_the_mask_of_a_file_gives_that_file_again():
     samples = speech(48_000)[:, None]
     data = codec.compress(samples, RATE, MDCTSettings(kbps=8.0))
@@ -369,6 +382,7 @@ def test_the_mask_of_a_file_gives_that_file_again():
     assert scores[0] == pytest.approx(scores[1], abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_quality_is_near():
     samples = speech(48_000)[:, None]
     estimates = []

@@ -152,6 +152,7 @@ def test_a_decoder_of_this_text_alone_decodes_the_same(name, weights):
     assert sound.shape == samples.shape
 
 
+@pytest.mark.slow
 def test_more_than_one_segment(weights):
     """The second one is short, and both see the other one's values in their own steps."""
     first = make_segment(FRAMES_PER_SEGMENT, rate=20)

@@ -50,6 +50,7 @@ def run(params, scaled, valid=None):
     return relaxed, coded, decode(params, coded, valid)
 
 
+@pytest.mark.slow
 def test_untrained_networks_quantize_plainly():
     scaled = scaled_clip()
     _, coded, decoded = run(jax.jit(SMALL.build().init)(jax.random.key(0)), scaled)

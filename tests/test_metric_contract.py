@@ -169,14 +169,22 @@ def evaluate(metric, pool):
     return Evaluated(metric, pool)
 
 
-@pytest.fixture(scope="module", params=TABLE, ids=lambda metric: metric.name)
+# Another band, or sums over the same spectra as others.
+LIKE_OTHERS = ("surrogate_nb", "estoi", "reference_pesq_nb", "log_spectral_distance")
+
+
+def params_of(metrics):
+    slow = [pytest.mark.slow]
+    return [pytest.param(m, id=m.name, marks=slow * (m.name in LIKE_OTHERS)) for m in metrics]
+
+
+@pytest.fixture(scope="module", params=params_of(TABLE))
 def evaluated(request, pool):
     return evaluate(request.param, pool)
 
 
 def for_metrics_on_the_device(test):
-    names = [metric.name for metric in ON_DEVICE]
-    return pytest.mark.parametrize("evaluated", ON_DEVICE, indirect=True, ids=names)(test)
+    return pytest.mark.parametrize("evaluated", params_of(ON_DEVICE), indirect=True)(test)
 
 
 def test_arguments_are_by_keyword_and_have_the_same_names(evaluated):

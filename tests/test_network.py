@@ -141,6 +141,7 @@ def test_the_same_settings_give_the_same_functions():
     assert sparse_cnn().apply is not sparse_cnn(NARROW).apply
 
 
+@pytest.mark.slow
 def test_vmap_equals_loop_and_both_kernel_gradients_agree():
     networks = {g: sparse_cnn(SparseCNNConfig((5, 3), 3, kernel_gradient=g)) for g in GRADIENTS}
     _, params = build(SMALL)

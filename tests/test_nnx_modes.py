@@ -60,8 +60,8 @@ def expected():
     ("built_in", "used_in"),
     [
         ("graph", "graph"),
-        ("tree", "tree"),
-        ("graph with updates", "tree"),
+        pytest.param("tree", "tree", marks=pytest.mark.slow),
+        pytest.param("graph with updates", "tree", marks=pytest.mark.slow),
         ("tree", "graph with updates"),
     ],
 )

@@ -188,6 +188,7 @@ def test_a_mixture_is_the_sum_of_its_terms(clip, masks):
         mixture_objective(*arguments, loss="quantity")
 
 
+@pytest.mark.slow
 def test_the_surrogate_has_a_slope_in_soft_masks(clip):
     """Along it the surrogate rises by what it says."""
     signal, spectrum, dense, network, params = clip

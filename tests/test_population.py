@@ -45,6 +45,7 @@ def test_population_of_any_size_is_evaluated_whole(n, chunk):
     assert len(set(losses.tolist())) == n
 
 
+@pytest.mark.slow
 def test_memory_beyond_the_packed_population_does_not_grow_with_it():
     shape, count = (128, 64), 400
     weights = jax.random.normal(jax.random.key(0), shape)

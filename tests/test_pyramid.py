@@ -87,7 +87,14 @@ def slow_fill(values, weights, exists, time_levels, n_levels, prior):
     return result
 
 
-@pytest.mark.parametrize("shape", [(41, 33), (1, 1), (2, 5), (64, 16), (17, 50)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (41, 33),
+        (1, 1),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in [(2, 5), (64, 16), (17, 50)]),
+    ],
+)
 @pytest.mark.parametrize("soft", [False, True])
 def test_fill_agrees_with_a_slow_reference(shape, soft, key):
     x = levels(shape)
@@ -130,6 +137,7 @@ def test_fill_knows_a_bin_that_is_far_away():
     np.testing.assert_array_equal(filled[:, 32:], -25)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_fill(key):
     x, mask = levels((9, 7)), jax.random.uniform(key, (9, 7), minval=0.1, maxval=0.6)
     with jax.enable_x64(True):
@@ -209,8 +217,14 @@ def trained(decoder, scale=1.0):
 @pytest.mark.parametrize(
     ("config", "pads"),
     [
-        *((UNET, pads) for pads in [(0, 1), (3, 0), (7, 31), (40, 64)]),
-        *((PyramidConfig(), pads) for pads in [(3, 0), (7, 31)]),
+        (UNET, (7, 31)),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in [
+                *((UNET, pads) for pads in [(0, 1), (3, 0), (40, 64)]),
+                *((PyramidConfig(), pads) for pads in [(3, 0), (7, 31)]),
+            ]
+        ),
         (PyramidUNetConfig((4,), (3, 5)), (7, 31)),
     ],
 )
@@ -319,6 +333,7 @@ def test_settings_out_of_range_are_refused(kind, setting):
         kind(**setting)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(37, 19), (1, 1), (5, 700), (130, 3)])
 def test_both_kernel_gradients_agree(shape, key):
     keys = jax.random.split(key, 3)

@@ -127,6 +127,7 @@ def test_undefined_requests_are_refused_at_once(pool, metric, rate, samples):
         submit(pool, "stoi", reference=x, estimate=x[1:], sample_rate=RATE)
 
 
+@pytest.mark.slow
 def test_long_audio_is_scored_in_segments(pool):
     x = speech_like(42.0)
     y = noisy(x, 0.001)

@@ -98,7 +98,12 @@ SEARCHES = {
 }
 STEPS = {name: 8 if name == "host" else 40 for name in SEARCHES}
 
-every_search = pytest.mark.parametrize("name", SEARCHES)
+# Of the same kind as others.
+LIKE_OTHERS = ("blocks", "control", "logistic", "annealed", "straight-through")
+every_search = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in LIKE_OTHERS)) for n in SEARCHES],
+)
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +118,14 @@ def all_losses():
 
 @pytest.fixture(scope="module")
 def finished():
-    """One run of each search."""
-    return {
-        name: run(make(problem()), jax.random.key(1), steps=STEPS[name])
-        for name, make in SEARCHES.items()
-    }
+    """One run of each search, made when it is first asked for."""
+
+    class Finished(dict):
+        def __missing__(self, name):
+            self[name] = run(SEARCHES[name](problem()), jax.random.key(1), steps=STEPS[name])
+            return self[name]
+
+    return Finished()
 
 
 @every_search
@@ -494,6 +502,7 @@ def test_a_search_of_ones_own_in_ten_lines():
     assert int(result.mask(SHAPE).sum()) == COUNT
 
 
+@pytest.mark.slow
 def test_islands_are_independent():
     search = SEARCHES["genetic"](problem())
     islands = run(batch(lambda _: search, jnp.arange(3)), jax.random.key(1), steps=2)

@@ -168,9 +168,9 @@ FORGERIES = {
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_part_that_no_encoder_wrote_is_refused(forgery, kind):
     """A range coder reads zeros where its data end, and may not miss what was cut off."""
-    for seed, mask in itertools.product(range(2), (*VERSION_1_MASKS, "loudest")):
+    for mask in (*VERSION_1_MASKS, "loudest"):
         header = small_header(phase_threshold=40, mask=mask, sparsity="0.4")
-        segment = make_segment(header, 0, 0, np.random.default_rng(seed))
+        segment = make_segment(header, 0, 0, np.random.default_rng(0))
         parts = encode_segment(header, 0, 0, segment)
         if not parts[kind]:
             continue

@@ -100,6 +100,7 @@ def test_the_gain_is_smoothed_as_a_low_pass_of_the_first_order_does():
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_frames", [1, 7, 20, 25, 64])
 def test_norms_over_time_are_those_of_windows_of_twenty_frames(n_frames):
     rng = np.random.default_rng(n_frames)

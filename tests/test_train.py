@@ -189,6 +189,7 @@ def test_a_policy_that_is_drawn_alone_keeps_its_share(settings, key):
     np.testing.assert_array_equal(mask, project_to_count(spectrogram, int(mask.sum())))
 
 
+@pytest.mark.slow
 def test_snapshots_and_what_a_network_started_from(run, settings, corpus):
     """In bfloat16, of which the next run starts in float32."""
     settings = dataclasses.replace(
@@ -251,6 +252,7 @@ def test_a_sampler_is_trained_beside_the_decoder(with_sampler, tmp_path):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, state.params["sampler"], sampler.params))
 
 
+@pytest.mark.slow
 def test_masks_that_the_sampler_makes_have_the_count_and_get_harder(with_sampler, key):
     """They are those of the first clips, with all of their crops."""
     settings = dataclasses.replace(with_sampler, crops_per_clip=2, crop=(1025, 16))

@@ -451,6 +451,7 @@ def test_no_room_for_the_log_later(settings, whole, tmp_path, monkeypatch, capsy
     assert End(settings.workdir) == whole
 
 
+@pytest.mark.slow
 def test_no_room_for_a_picture(settings, disk, monkeypatch, capfd):
     settings = dataclasses.replace(settings, workdir=disk.directory / "run", picture_every=4)
     fill_at(4, 10_000, disk, monkeypatch)
@@ -568,6 +569,7 @@ def test_no_good_checkpoint_is_an_error(short, capfd, caplog):
     assert sorted(short.workdir.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_never_saved(settings, capfd):
     argv = arguments(settings, "--learning-rate", "1e38", "--checkpoint-every", "1")
     assert main.main(argv) == 2
