@@ -6,6 +6,7 @@ from .masks import random_mask as random_mask
 from .nn.sparse_cnn import SparseCNNConfig as SparseCNNConfig
 from .nn.sparse_cnn import sparse_cnn as sparse_cnn
 from .nn.sparse_conv import sparse_conv as sparse_conv
+from .objectives import mixture_objective as mixture_objective
 from .objectives import mse_objective as mse_objective
 from .objectives import pesq_objective as pesq_objective
 from .objectives import surrogate_objective as surrogate_objective
@@ -20,6 +21,8 @@ from .search.genetic import GeneticConfig as GeneticConfig
 from .search.genetic import genetic as genetic
 from .search.lagrangian import LagrangianSettings as LagrangianSettings
 from .search.lagrangian import lagrangian as lagrangian
+from .search.swaps import SwapConfig as SwapConfig
+from .search.swaps import swaps as swaps
 from .spectrogram import log_power as log_power
 from .spectrogram import phase_mask as phase_mask
 from .spectrogram import power_to_db as power_to_db
