@@ -143,7 +143,7 @@ def _settings(arguments: argparse.Namespace) -> Any:
         "value_step_db": arguments.value_step,
         "phase_bits": arguments.phase_bits,
         "decoder": arguments.decoder,
-        "search": arguments.search,
+        "search": None if arguments.search is None else tuple(arguments.search),
         "budget": arguments.budget,
     }
     if arguments.budget is not None and arguments.search is None:
@@ -764,9 +764,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     stft.add_argument(
         "--search",
-        choices=("swaps",),
-        help="search for a better mask from that one on: some of its bins are dropped, and the "
-        "best of all take their places, over and over",
+        nargs="+",
+        choices=("swaps", "values"),
+        help="search for a better mask from that one on, in which some bins are dropped and the "
+        "best of all take their places, over and over (swaps), for better levels of what is kept "
+        "(values), or for both",
     )
     stft.add_argument(
         "--budget",

@@ -11,8 +11,10 @@ from jaxsparse.codec import container
 from jaxsparse.codec.segment import decode_segment
 from jaxsparse.decoders import DECODERS
 from jaxsparse.errors import JaxsparseError
+from jaxsparse.metrics.surrogate import pesq_surrogate
 from jaxsparse.objectives import mixture_objective
 from jaxsparse.pretrained import load_decoder
+from jaxsparse.reconstruct import to_waveform
 from jaxsparse.spectrogram import log_power
 from jaxsparse.transforms.stft import stft
 
@@ -51,7 +53,7 @@ def test_a_budget_of_seconds_ends_it(clip, key):
 @pytest.mark.parametrize(
     ("decoder", "options", "words"),
     [
-        ("pyramid", {"search": "guess"}, "no search is named 'guess'; there are swaps"),
+        ("pyramid", {"search": "guess"}, "no search is named 'guess'; there are swaps, values"),
         ("pyramid", {"seconds": 0.0}, "a positive number of seconds, not 0.0"),
         ("linear", {}, "a search needs gradients, and Linear runs on the host"),
     ],
@@ -67,7 +69,7 @@ def test_what_can_not_be_searched_is_refused(decoder, options, words, clip, key)
 def test_a_file_has_the_mask_that_was_found(clip):
     signal, _, _ = clip
     masks = {}
-    for search in (None, "swaps"):
+    for search in ((), ("swaps",)):
         settings = codec.STFTSettings(
             sparsity="0.95", mask="contrast", decoder="pyramid", search=search, budget=0.5
         )
@@ -76,21 +78,62 @@ def test_a_file_has_the_mask_that_was_found(clip):
         masks[search] = decode_segment(header, 0, 0, parts).mask
         decoded, _ = codec.decompress(data)
         assert decoded.shape == (N_SAMPLES, 1)
-    assert masks[None].sum() == masks["swaps"].sum()
-    assert (masks[None] != masks["swaps"]).any()
+    assert masks[()].sum() == masks[("swaps",)].sum()
+    assert (masks[()] != masks[("swaps",)]).any()
 
 
 def test_a_mask_of_ones_own_is_improved(clip):
     signal, dense, _ = clip
     mask = np.asarray(policies.POLICIES["loudest"](jax.random.key(0), dense, COUNT))
-    settings = codec.STFTSettings(decoder="pyramid", search="swaps", budget=0.5)
+    settings = codec.STFTSettings(decoder="pyramid", search=("swaps",), budget=0.5)
     data = codec.compress(signal[:, None], 16_000, settings, mask=mask)
     header, (parts,) = container.unpack(data)
     found = decode_segment(header, 0, 0, parts).mask
     assert found.sum() == COUNT and (found != mask).any()
 
 
-@pytest.mark.parametrize("settings", [{"search": "guess"}, {"search": "swaps", "budget": -1.0}])
+@pytest.mark.parametrize(
+    "settings", [{"search": ("guess",)}, {"search": ("swaps",), "budget": -1.0}]
+)
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(JaxsparseError, match="search"):
         codec.STFTSettings(**settings)
+
+
+@pytest.mark.parametrize("loss", ["mse", pytest.param("surrogate", marks=pytest.mark.slow)])
+def test_values_are_refined_in_whole_steps(loss, clip, key):
+    signal, dense, phase = clip
+    network = load_decoder("pyramid")
+    mask = policies.POLICIES["contrast"](key, dense, COUNT)
+    found = searched.refine(mask, dense, phase, network, step_db=2.0, loss=loss, updates=30)
+    moved = np.asarray(found / 2 - jnp.round(dense / 2))[np.asarray(mask)]
+    np.testing.assert_allclose(moved, np.rint(moved), atol=1e-4)
+    assert 0 < np.abs(moved).max() <= 3.001
+    np.testing.assert_array_equal(found[~mask], dense[~mask])
+
+    def loss_of(values):
+        """With the values in the place of those of the clip, and the clip as the reference."""
+        estimate = jnp.where(mask, values, network.decoder.apply(network.params, values, mask))
+        if loss == "mse":
+            return float(jnp.mean(jnp.square(estimate - dense)))
+        sound = to_waveform(estimate, phase, length=len(signal))
+        scores = pesq_surrogate(
+            reference=signal[None], estimate=sound[None], sample_rate=16_000, band="wb"
+        )
+        return -float(scores[0])
+
+    assert loss_of(found) < loss_of(2 * jnp.round(dense / 2)) - 1e-3
+
+
+@pytest.mark.slow
+def test_a_file_with_refined_values_is_no_larger(clip):
+    signal, _, _ = clip
+    sizes = {}
+    for search in ((), ("values",), ("swaps", "values")):
+        settings = codec.STFTSettings(
+            sparsity="0.95", mask="contrast", decoder="pyramid", search=search, budget=2.0
+        )
+        data = codec.compress(signal[:, None], 16_000, settings)
+        sizes[search] = len(data)
+        assert codec.decompress(data)[0].shape == (N_SAMPLES, 1)
+    assert sizes["values",] < 1.01 * sizes[()]

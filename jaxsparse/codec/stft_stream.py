@@ -63,8 +63,9 @@ class STFTSettings:
         keep_observed: Whether the decoder puts the kept values back.
         decoder: What fills in the rest: a name or a path, as `load_decoder` takes it; by default
             the network that `choose_decoder` takes.
-        search: What improves the policy's mask, a name of `jaxsparse.searched.SEARCHES`, or None.
-        budget: Seconds of that for the whole clip, without compilation.
+        search: What is searched for after the policy's mask, names of
+            `jaxsparse.searched.SEARCHED`: a better one ("swaps"), better "values" of what it keeps.
+        budget: Seconds of all that for the whole clip, without compilation, in equal parts.
 
     Raises:
         JaxsparseError: If a setting is out of its range.
@@ -78,12 +79,12 @@ class STFTSettings:
     phase_bits: int = 4
     keep_observed: bool = True
     decoder: str | None = None
-    search: str | None = None
+    search: tuple[str, ...] = ()
     budget: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.search is not None:
-            searched.check(self.search, self.budget)
+        for search in self.search:
+            searched.check(search, self.budget)
         _make_header(self, "0" * 64, 1, 1, SAMPLE_RATE)
 
 
@@ -200,7 +201,8 @@ def compress(
         settings = replace(settings, decoder=name_of(decoder.decoder.config))
     sha256 = decoder.card.sha256
     header = _make_header(settings, sha256, n_samples, channels, sample_rate)
-    if mask is not None or settings.search is not None:
+    for_mask = [name for name in settings.search if name in searched.SEARCHES]
+    if mask is not None or for_mask:
         header = replace(header, coded_share="1", loudest=False)
     if header.count(0) == 0:
         raise JaxsparseError(f"sparsity {settings.sparsity} keeps not a single bin of this clip")
@@ -214,10 +216,14 @@ def compress(
             policy = POLICIES[settings.mask]
             if mask is not None:
                 policy = _given(header, mask[channel], index)
-            if settings.search is not None:
-                seconds = settings.budget / (header.channels * header.n_segments)
-                policy = _searching(settings, policy, decoder, phase, seconds, progress is not None)
+            budget = settings.budget / max(len(settings.search), 1)
+            budget /= header.channels * header.n_segments
+            for search in for_mask:
+                shown = progress is not None
+                policy = _searching(settings, search, policy, decoder, phase, budget, shown)
             segment = _quantize(header, channel, index, db, phase, policy)
+            if "values" in settings.search:
+                segment = _refined(settings, header, segment, db, phase, decoder, budget)
             parts.append(encode_segment(header, channel, index, segment))
             if progress is not None:
                 progress(len(parts), header.channels * header.n_segments)
@@ -261,6 +267,7 @@ def _given(header: Header, mask: Bool[np.ndarray, "F T"], index: int) -> Policy:
 
 def _searching(
     settings: STFTSettings,
+    search: str,
     first: Policy,
     network: Pretrained,
     phase: Float32[np.ndarray, "F T"],
@@ -276,13 +283,37 @@ def _searching(
             spectrogram,
             jnp.asarray(phase),
             network,
-            search=settings.search or "",
+            search=search,
             seconds=seconds,
             keep_observed=settings.keep_observed,
             progress=None if shown else False,
         )
 
     return policy
+
+
+def _refined(
+    settings: STFTSettings,
+    header: Header,
+    segment: Segment,
+    db: Float32[np.ndarray, "F T"],
+    phase: Float32[np.ndarray, "F T"],
+    network: Pretrained,
+    seconds: float,
+) -> Segment:
+    """Gives a segment other levels of what it keeps."""
+    step_db = header.value_step_mdb / 1000
+    values = searched.refine(
+        jnp.asarray(segment.mask),
+        jnp.asarray(db),
+        jnp.asarray(phase),
+        network,
+        step_db=step_db,
+        seconds=seconds,
+        keep_observed=settings.keep_observed,
+    )
+    levels = np.rint(np.asarray(values) / step_db).astype(np.int64) * segment.mask
+    return segment._replace(levels=levels)
 
 
 def decompress(
