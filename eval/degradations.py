@@ -16,13 +16,14 @@ from jaxsparse.contracts import Decoder
 from jaxsparse.masks import count_observed, project_to_count
 from jaxsparse.policies import mixed, random
 from jaxsparse.reconstruct import put_back, then, to_waveform
+from jaxsparse.searched import improve
 from jaxsparse.spectrogram import log_power
 from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 MaskKind: TypeAlias = Literal["random mask", "clustered mask", "mixed mask"]
 UncodedKind: TypeAlias = Literal[MaskKind, "noise", "clipping", "low-pass", "one sparsity"]
-Kind: TypeAlias = Literal[UncodedKind, "codec", "searched codec"]
+Kind: TypeAlias = Literal[UncodedKind, "codec", "searched codec", "searched mask"]
 KINDS: tuple[UncodedKind, ...] = get_args(UncodedKind)
 MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 SPARSITIES = (0.8, 0.85, 0.9, 0.95)
@@ -33,6 +34,9 @@ _DRAWS = 2
 # Rates that clips are coded at in kbit/s, and effort of the search.
 _KBPS = (2.4, 20.0)
 _EFFORT = 2
+# Evaluations of a search for a mask, and the sparsities that are drawn.
+_EVALUATIONS = 61
+_SEARCHED = (0.9, 0.98)
 
 
 class Degraded(NamedTuple):
@@ -102,6 +106,29 @@ def coded(
         data = codec.compress(signal[:, None], SAMPLE_RATE, settings)
         decoded, _ = codec.decompress(data)
         yield Degraded("searched codec" if searched else "codec", kbps, decoded[:, 0])
+
+
+def searched(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Iterator[Degraded]:
+    """Yields a clip through masks that a search by the surrogate found, at sparsities drawn.
+
+    Args:
+        name: Of the clip.
+        signal: At 16 kHz, [N].
+        n: Masks.
+        seed: Of all that is drawn.
+    """
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode()), 3))
+    spectrum = stft(jnp.asarray(signal))
+    dense, phase = log_power(spectrum), jnp.angle(spectrum)
+    network = _load("unet")
+    for _ in range(n):
+        sparsity = round(rng.uniform(*_SEARCHED), 3)
+        key = _key(rng)
+        mask = mixed(key, dense, count_observed(dense.shape, sparsity))
+        found = improve(key, mask, dense, phase, network, evaluations=_EVALUATIONS)
+        synthesize = _completion(network.decoder, True, signal.size)
+        sound = synthesize(network.params, dense, found, None, phase)
+        yield Degraded("searched mask", sparsity, np.asarray(sound))
 
 
 def _masked(rng: np.random.Generator, signal: np.ndarray) -> Iterator[Degraded]:

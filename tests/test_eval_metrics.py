@@ -192,7 +192,7 @@ def calibration(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(surrogate, "BANDS", ("wb",))
         settings = surrogate.Settings(
-            data, out, clips=2, n_samples=6_000, epochs=20, batch=16, coded=1, searched=0
+            data, out, clips=2, n_samples=6_000, epochs=20, batch=16, coded=1, searched=0, masks=1
         )
         yield settings, surrogate.run(settings)
 
@@ -210,9 +210,10 @@ def test_calibrating_brings_the_surrogate_nearer_to_pesq(calibration):
         np.median(np.abs(surrogate.predict(pairs, c, "wb", 16) - pairs.pesq))
         for c in (published(), fitted)
     )
-    assert result["wb"]["pairs"] == len(pairs.pesq) == N_PAIRS + 1
+    assert result["wb"]["pairs"] == len(pairs.pesq) == N_PAIRS + 2
     held_out = result["wb"]["held_out"]
-    assert held_out["codec"]["pairs"] == 1 and held_out["all"]["pairs"] == N_PAIRS + 1
+    assert held_out["codec"]["pairs"] == held_out["searched mask"]["pairs"] == 1
+    assert held_out["all"]["pairs"] == N_PAIRS + 2
     assert held_out["all"]["median_error"] != result["wb"]["before"]["all"]["median_error"]
     assert after < before / 2
 
@@ -242,7 +243,7 @@ def test_pairs_that_are_there_are_not_made_again(calibration, monkeypatch):
 def test_calibrations_are_refused_in_one_line(calibration, capsys, change, words):
     settings, _ = calibration
     flags = ["--data", str(settings.data), "--out", str(settings.out), "--clips", "2"]
-    flags += ["--coded", "1", "--searched", "0", *change]
+    flags += ["--coded", "1", "--searched", "0", "--masks", "1", *change]
     assert surrogate.main(flags) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("train.surrogate: ") and error.count("\n") == 1

@@ -1,11 +1,12 @@
 """Calibrates the surrogate of PESQ: ``python -m train.surrogate --data DIR --out RUN``.
 
-The first clips of DIR are made worse in the ways of `eval.degradations`, and coded, with and
-without a search; `pesq` scores them, with as many processes as there are CPUs; then the constants
-of `jaxsparse.metrics.surrogate` are moved, from the published values on, so that the surrogate says
-the same. RUN gets the pairs, from which a run that was stopped goes on, and surrogate.json, which
-belongs into `jaxsparse/metrics`. A tenth of the clips is held out and tells how well that went,
-beside the calibration that is there. Most of its time goes to the searches.
+The first clips of DIR are made worse in the ways of `eval.degradations`, coded with and without a
+search, and go through masks that a search found; `pesq` scores them, with as many processes as
+there are CPUs; then the constants of `jaxsparse.metrics.surrogate` are moved, from the published
+values on, so that the surrogate says the same. RUN gets the pairs, from which a run that was
+stopped goes on, and surrogate.json, which belongs into `jaxsparse/metrics`. A tenth of the clips
+is held out and tells how well that went, beside the calibration that is there. Most of its time
+goes to the searches.
 """
 
 import functools
@@ -28,7 +29,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from eval.command import parse_settings, run_command
-from eval.degradations import coded, degrade
+from eval.degradations import coded, degrade, searched
 from jaxsparse import manifest
 from jaxsparse._scoring import PESQ
 from jaxsparse.data.clips import Clip, find_clips
@@ -79,6 +80,8 @@ class Settings:
     """Files of each clip by the codec of the MDCT grid, at rates from 2.4 to 20 kbit/s."""
     searched: int = 1
     """Such files by a search, which takes as long as all else."""
+    masks: int = 1
+    """Masks of each clip that a search by the surrogate found."""
     workers: int | None = None
     """Processes that run `pesq`; one for each CPU by default."""
 
@@ -106,6 +109,7 @@ def run(settings: Settings) -> dict[str, Any]:
     least = {
         "coded": 0,
         "searched": 0,
+        "masks": 0,
         "clips": 2,
         "n_samples": SAMPLE_RATE // 4,
         "epochs": 1,
@@ -125,6 +129,7 @@ def run(settings: Settings) -> dict[str, Any]:
         "clips": hashlib.sha256(os.fsencode(names)).hexdigest(),
         "coded": settings.coded,
         "searched": settings.searched,
+        "masks": settings.masks,
     }
     manifest.check_file(settings.out / "settings.json", settings.out, identity)
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,6 +170,7 @@ def make_pairs(clip: Clip, settings: Settings, path: Path, pool: ScorePool) -> P
     pairs = [
         *degrade(clip.name, signal),
         *coded(clip.name, signal, settings.coded, settings.searched),
+        *searched(clip.name, signal, settings.masks),
     ]
     estimates = [degraded.signal for degraded in pairs]
     content: dict[str, np.ndarray] = {"kind": np.array([degraded.kind for degraded in pairs])}
