@@ -108,7 +108,7 @@ def coded(
         yield Degraded("searched codec" if searched else "codec", kbps, decoded[:, 0])
 
 
-def searched(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Iterator[Degraded]:
+def searched_masks(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Iterator[Degraded]:
     """Yields a clip through masks that a search by the surrogate found, at sparsities drawn.
 
     Args:
@@ -125,7 +125,7 @@ def searched(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Iterator[D
         sparsity = round(rng.uniform(*_SEARCHED), 3)
         key = _key(rng)
         mask = mixed(key, dense, count_observed(dense.shape, sparsity))
-        found = improve(key, mask, dense, phase, network, evaluations=_EVALUATIONS)
+        found = improve(key, mask, dense, phase, network, seconds=None, evaluations=_EVALUATIONS)
         synthesize = _completion(network.decoder, True, signal.size)
         sound = synthesize(network.params, dense, found, None, phase)
         yield Degraded("searched mask", sparsity, np.asarray(sound))

@@ -3,13 +3,14 @@
 ``python -m eval.searches --data $JAXSPARSE_DATA/valid --clips 4 --out RUN`` takes the first 77,276
 samples of each clip, one decoder for all masks, puts kept bins back and keeps the original phases.
 Methods are one-shot policies, by name, and searches, which begin at the mask of the policy --start
-unless they are the thesis'. A search is scored after each of so many evaluations (--evaluations):
-the masks that it had the loss of, and once more for each gradient. Seconds leave compilation out.
+unless they are the thesis'. A search is scored after at most so many evaluations (--evaluations),
+each a pass through the decoder, with or without its gradient; "done" is how many it made. Seconds
+leave compilation out.
 
 Searches minimise --loss, a sum of terms or a name as for training; the scores are those of `pesq`
 and `pystoi`, in both bands, and once more with a quarter of a second of silence before both sounds,
 since a search may game where a metric's frames lie. RUN gets rows.csv (resumed by the same
-command), table.md, summary.json and quality.png, and the masks found, which `jaxsparse compress
+command), table.md, summary.json and quality-*.png, and the masks found, which `jaxsparse compress
 --mask` takes.
 """
 
@@ -49,7 +50,7 @@ from jaxsparse.reconstruct import reconstruct_spectrogram
 from jaxsparse.search.contract import Search
 from jaxsparse.search.genetic import THESIS, GeneticConfig, genetic
 from jaxsparse.search.lagrangian import lagrangian
-from jaxsparse.search.relaxations import RELAXATIONS
+from jaxsparse.search.relaxations import RELAXATIONS, narrow_start
 from jaxsparse.search.run import run as run_search
 from jaxsparse.search.swaps import SwapConfig, swaps
 from jaxsparse.settings import SettingsError, check_least
@@ -58,7 +59,7 @@ from jaxsparse.terms import parse_loss
 from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE, HardMask
 
-# Of silence before both sounds: half of PESQ's frames and of the transform's are elsewhere.
+# Shifts the sound against the frame grids of PESQ and the STFT.
 _SILENCE = np.zeros(SAMPLE_RATE // 4, np.float32)
 MOVED: tuple[Metric, ...] = ("pesq_wb",)
 COLUMNS: dict[str, Callable[[str], Any]] = {
@@ -66,15 +67,20 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "sparsity": float,
     "method": str,
     "evaluations": int,
+    "done": int,
     "seconds": float,
     "loss": float,
     "mse": float,
     **dict.fromkeys(SCORES, float),
     **{f"moved_{metric}": float for metric in MOVED},
 }
-# Of the scores; a relaxation's masks are hard when it has made so many updates.
-_LEARNING_RATE = 0.05
-_UPDATES_PER_STEP = 10
+# Of a relaxation's scores, from those of `narrow_start` on.
+_optimizer = optax.adam(0.1)
+# A projection is hard already where the others are nearly so.
+_STEEPNESS = {"projection": 1.0}
+_STEEPNESS_OF_OTHERS = 8.0
+# After so many updates the scores are rounded.
+_UPDATES_PER_STEP = 4
 
 
 class Problem(NamedTuple):
@@ -101,12 +107,13 @@ def _swaps(exchange: Any, problem: Problem) -> Search:
 
 
 def _relaxed(name: str, derivative: Derivative, problem: Problem) -> Search:
+    steepness = _STEEPNESS.get(name.removeprefix("straight-through-"), _STEEPNESS_OF_OTHERS)
     return lagrangian(
         problem.objective(derivative),
         problem.shape,
         problem.n_ones,
-        relaxation=RELAXATIONS[name](),
-        optimizer=optax.adam(_LEARNING_RATE),
+        relaxation=RELAXATIONS[name](steepness=steepness)._replace(to_scores=narrow_start),
+        optimizer=_optimizer,
         start=problem.start,
         updates_per_step=_UPDATES_PER_STEP,
     )
@@ -184,7 +191,8 @@ class Task(NamedTuple):
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{Path(self.clip.name).stem}-{100 * self.sparsity:g}-{self.method}"
+        clip = "-".join(Path(self.clip.name).with_suffix("").parts)
+        return f"{clip}-{100 * self.sparsity:g}-{self.method}"
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -226,9 +234,12 @@ def _check(settings: Settings) -> None:
     check_least(settings, dict.fromkeys(("clips", "workers"), 1))
     # What `pesq` takes at least.
     check_least(settings, {"n_samples": SAMPLE_RATE // 4})
-    for method in (*settings.methods, settings.start):
-        if method not in (METHODS if method is not settings.start else POLICIES):
+    for method in settings.methods:
+        if method not in METHODS:
             raise SettingsError(f"no method is named {method!r}; there are {', '.join(METHODS)}")
+    if settings.start not in POLICIES:
+        known = ", ".join(POLICIES)
+        raise SettingsError(f"no policy is named {settings.start!r}; there are {known}")
     if not all(0 < s < 1 for s in settings.sparsity):
         raise SettingsError("sparsity needs numbers between 0 and 1")
     if not settings.evaluations or min(settings.evaluations) < 1:
@@ -291,10 +302,16 @@ def _solve(settings: Settings, task: Task, network: Pretrained, pool: ScorePool)
         jax.block_until_ready(make(key, sound.dense, count))
         began = time.perf_counter()
         mask = jax.block_until_ready(make(key, sound.dense, count))
-        found = {"evaluations": 0, "seconds": time.perf_counter() - began, "loss": float("nan")}
+        found = {
+            "evaluations": 0,
+            "done": 0,
+            "seconds": time.perf_counter() - began,
+            "loss": float("nan"),
+        }
         yield row | found | _score(settings, task, network, sound, mask, pool)
         return
-    starts = {n: _policy(n)(key, sound.dense, count) for n in {settings.start, *ONE_SHOT}}
+    names = {settings.start, *(ONE_SHOT if task.method == "genetic" else ())}
+    starts = {name: _policy(name)(key, sound.dense, count) for name in names}
 
     def objective(derivative: Derivative) -> Any:
         return mixture_objective(
@@ -308,7 +325,7 @@ def _solve(settings: Settings, task: Task, network: Pretrained, pool: ScorePool)
             config=CONFIG,
         )
 
-    one_shot = jnp.stack([starts[name] for name in ONE_SHOT])
+    one_shot = jnp.stack([*starts.values()])
     search = SEARCHES[task.method](
         Problem(objective, shape, count, starts[settings.start], one_shot)
     )
@@ -317,7 +334,11 @@ def _solve(settings: Settings, task: Task, network: Pretrained, pool: ScorePool)
     run_search(search, key, steps=1, progress=False)
     for budget in sorted(settings.evaluations):
         result = run_search(search, key, steps=budget, evaluations=budget, progress=False)
-        found = {"evaluations": budget, "seconds": result.seconds}
+        found = {
+            "evaluations": budget,
+            "done": result.evaluations,
+            "seconds": result.seconds,
+        }
         mask = result.mask(shape)
         scored = _score(settings, task, network, sound, mask, pool)
         yield row | found | {"loss": float(result.best.loss)} | scored

@@ -11,13 +11,14 @@ from eval.report import DIGITS, SCORES, TITLES
 from eval.rows import Row
 from jaxsparse.files import atomic_write
 
-METRICS = ("seconds", "loss", "mse", *SCORES, "moved_pesq_wb")
+METRICS = ("done", "seconds", "loss", "mse", *SCORES, "moved_pesq_wb")
 _TITLES = TITLES | {
+    "done": "done",
     "seconds": "seconds",
     "loss": "loss",
     "moved_pesq_wb": "PESQ wb behind silence",
 }
-_DIGITS = DIGITS | {"seconds": 1}
+_DIGITS = DIGITS | {"done": 0, "seconds": 1}
 GROUP = ("sparsity", "method", "evaluations")
 
 
@@ -83,7 +84,7 @@ def _plot(groups: Sequence[dict[str, Any]], path: Path) -> None:
             if len(own) == 1 and own[0]["evaluations"] == 0:
                 axis.axhline(ys[0], label=method, linestyle=":", color=f"C{methods.index(method)}")
                 continue
-            xs = [group[x] if x == "evaluations" else group[x]["mean"] for group in own]
+            xs = [group["done" if x == "evaluations" else x]["mean"] for group in own]
             axis.plot(xs, ys, "o-", label=method, color=f"C{methods.index(method)}")
         axis.set_xscale("log")
         axis.set_xlabel(x)

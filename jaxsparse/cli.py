@@ -143,7 +143,7 @@ def _settings(arguments: argparse.Namespace) -> Any:
         "value_step_db": arguments.value_step,
         "phase_bits": arguments.phase_bits,
         "decoder": arguments.decoder,
-        "search": None if arguments.search is None else tuple(arguments.search),
+        "search": _SEARCHED.get(arguments.search),
         "budget": arguments.budget,
     }
     if arguments.budget is not None and arguments.search is None:
@@ -579,6 +579,8 @@ _OR_STDIN, _OR_STDOUT = ", or - for standard input", ", or - for standard output
 _STFT_FLAGS = ("phases", "phase-bits", "value-step", "seed", "decoder", "search", "budget")
 _MDCT_FLAGS = ("kbps", "pesq", "effort", "bandwidth", "codec")
 
+_SEARCHED = {"swaps": ("swaps",), "values": ("values",), "both": ("swaps", "values")}
+
 _FOLDERS = """\
 With --out DIR there may be any number of inputs, and folders among them: each {kind} below a
 folder goes to the same place below DIR, with the ending {suffix}. A file that is there and whole
@@ -764,17 +766,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     stft.add_argument(
         "--search",
-        nargs="+",
-        choices=("swaps", "values"),
-        help="search for a better mask from that one on, in which some bins are dropped and the "
-        "best of all take their places, over and over (swaps), for better levels of what is kept "
-        "(values), or for both",
+        choices=("swaps", "values", "both"),
+        help="improve the mask by dropping bins and keeping the best of all in their places, over "
+        "and over (swaps), the stored levels (values), or both",
     )
     stft.add_argument(
         "--budget",
         type=float,
         metavar="SECONDS",
-        help="how long to search in all (default: 60), compilation not counted",
+        help="how long to search in each file (default: 60), compilation not counted",
     )
     _add_json(compress, "print what info prints, or with --out what became of all, as JSON")
 

@@ -1,6 +1,7 @@
 """Searches for one clip, after a one-shot mask: a better mask, and better values of what it keeps.
 
-They know both bands' surrogates of PESQ and STOI. The codec and scripts call them.
+By default they minimise `quality`, which knows both bands' surrogates of PESQ and STOI. The codec
+and scripts call them.
 """
 
 import functools
@@ -51,11 +52,10 @@ def improve(
     network: Pretrained,
     *,
     search: str = "swaps",
-    seconds: float = 60.0,
+    seconds: float | None = 60.0,
     evaluations: int | None = None,
     loss: str = "quality",
     keep_observed: bool = True,
-    progress: bool | None = False,
 ) -> HardMask:
     """Searches for a better mask of the same count.
 
@@ -66,17 +66,19 @@ def improve(
         phase: Radians, F by T.
         network: What fills in the rest.
         search: A name in `SEARCHES`.
-        seconds: How long to search, without compilation; what has begun is finished.
+        seconds: How long to search, without compilation; what has begun is finished. None: until
+            `evaluations` end it.
         evaluations: No step is begun that would evaluate more masks than these.
         loss: What is minimised: terms, or the name of a mixture, as of `mixture_objective`.
         keep_observed: Whether the kept bins are put back.
-        progress: See `jaxsparse.search.run.run`.
 
     Raises:
         JaxsparseError: If the decoder runs on the host, so that it has no gradient, the search is
             unknown, or `seconds` is not positive and finite.
         ValueError: If `loss` can't be read.
     """
+    if search not in SEARCHES:
+        raise JaxsparseError(f"no search for a mask is named {search!r}")
     check(search, seconds)
     _check_gradient(network)
     objective = mixture_objective(
@@ -96,10 +98,9 @@ def improve(
         made,
         key,
         steps=_MAX_STEPS,
-        minutes=seconds / 60,
+        minutes=None if seconds is None else seconds / 60,
         evaluations=evaluations,
-        progress=progress,
-        label=search,
+        progress=False,
     )
     return result.mask((n_bins, n_frames))
 
@@ -218,7 +219,7 @@ def _check_gradient(network: Pretrained) -> None:
         raise JaxsparseError(f"a search needs gradients, and {name} runs on the host")
 
 
-def check(search: str, seconds: float) -> None:
+def check(search: str, seconds: float | None) -> None:
     """Refuses settings out of range.
 
     Raises:
@@ -226,5 +227,5 @@ def check(search: str, seconds: float) -> None:
     """
     if search not in SEARCHED:
         raise JaxsparseError(f"no search is named {search!r}; there are {', '.join(SEARCHED)}")
-    if not 0 < seconds < math.inf:
+    if seconds is not None and not 0 < seconds < math.inf:
         raise JaxsparseError(f"a search takes a positive number of seconds, not {seconds}")

@@ -201,7 +201,14 @@ def test_settings_that_the_codec_refuses(wav, tmp_path, capsys):
         ["--codec", "unheard-of.safetensors"],
     ):
         refusal(capsys, ["compress", wav, tmp_path / "out.jsac", *options])
-    for options in (["--phases", "60"], ["--grid", "stft", "--kbps", "6"]):
+    budget = ["--grid", "stft", "--budget", "9"]
+    line = refusal(capsys, ["compress", wav, tmp_path / "out.jsac", *budget])
+    assert "--budget: there is no --search that would take it" in line
+    for options in (
+        ["--phases", "60"],
+        ["--search", "swaps"],
+        ["--grid", "stft", "--kbps", "6"],
+    ):
         line = refusal(capsys, ["compress", wav, tmp_path / "out.jsac", *options])
         assert "belongs to --grid" in line
     assert snapshot(tmp_path) == {}

@@ -473,7 +473,7 @@ def test_clips_that_are_refused(make, reason, tmp_path, capsys):
         (["--steepness", "nan"], "steepness must be more than 0"),
         (
             ["--relaxation", "logit"],
-            "relaxation must be one of logistic, straight-through, exact-sum, projection, not",
+            "relaxation must be one of logistic, exact-sum, projection, lapsum, entropic,",
         ),
         (["--penalty", "-1"], "penalty can't be negative"),
         (["--clip", "a/x.wav", "b/x.flac"], "clips need different names"),

@@ -45,7 +45,10 @@ def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, ca
     }
     for method in methods[2:]:
         assert groups[method, 110]["loss"]["mean"] <= groups[method, 61]["loss"]["mean"]
-    assert groups["swaps", 61]["mse"]["mean"] < groups["contrast", 0]["mse"]["mean"]
+    for method in ("swaps", "relaxed-projection"):
+        assert groups[method, 110]["mse"]["mean"] < groups["contrast", 0]["mse"]["mean"]
+    assert groups["genetic-thesis", 61]["done"]["mean"] == 50
+    assert groups["genetic-thesis", 110]["done"]["mean"] == 95
     # What is searched for is what the mask is scored with.
     loss, mse = (groups["swaps", 110][name]["mean"] for name in ("loss", "mse"))
     assert loss == pytest.approx(mse, rel=1e-4)
@@ -64,7 +67,7 @@ def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, ca
     ("more", "fault"),
     [
         (("--methods", "guess"), "no method is named 'guess'; there are random"),
-        (("--start", "swaps"), "no method is named 'swaps'"),
+        (("--start", "swaps"), "no policy is named 'swaps'; there are random"),
         (("--sparsity", "1"), "sparsity needs numbers between 0 and 1"),
         (("--evaluations", "0"), "evaluations needs whole numbers above 0"),
         (("--loss", "pleasure"), "loss has no term 'pleasure'"),
@@ -113,6 +116,6 @@ def test_means_are_over_clips():
     assert random["pesq_wb"]["mean"] == 2.5 and random["loss"]["mean"] is None
     assert swapped["pesq_wb"]["mean"] == 4.0 and swapped["pesq_wb"]["unscored"] == 1
     text = searches_report.table(summary)
-    assert "| 0.95 | random | 0 | 1.0 ± 0.0 | none |" in text
+    assert "| 0.95 | random | 0 | 1 ± 0 | 1.0 ± 0.0 | none |" in text
     assert "| 12.3 ± 0.0 |" in text and "4.000 (1 missing)" in text
     assert "Clips: 2; decoder: unet; searches for quality" in text

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.tree_util import Partial
 
@@ -32,9 +33,16 @@ from jaxsparse.search.contract import (
 )
 from jaxsparse.search.genetic import WITHOUT_REPRODUCTION, GeneticConfig, genetic
 from jaxsparse.search.lagrangian import LagrangianSettings, lagrangian
-from jaxsparse.search.relaxations import exact_sum, geometric, logistic, straight_through
+from jaxsparse.search.relaxations import (
+    RELAXATIONS,
+    exact_sum,
+    geometric,
+    logistic,
+    perturbed,
+    straight_through,
+)
 from jaxsparse.search.run import batch, run
-from jaxsparse.search.swaps import swaps
+from jaxsparse.search.swaps import SwapConfig, swaps
 from tests.reference import Compilations
 
 SHAPE, COUNT = (4, 5), 6
@@ -94,7 +102,7 @@ SEARCHES = {
     "annealed": relax(logistic(geometric(1.0, 8.0, 200))),
     "straight-through": relax(straight_through(logistic())),
     "exact-sum": relax(exact_sum()),
-    "swaps": lambda objective: swaps(objective, SHAPE, COUNT),
+    "swaps": lambda objective: swaps(objective, SHAPE, COUNT, SwapConfig(looked_at=0.5)),
 }
 STEPS = {name: 8 if name == "host" else 40 for name in SEARCHES}
 
@@ -418,6 +426,20 @@ def test_identities_are_names_unless_there_is_an_attribute():
             return named(mask)
 
     assert identity_of(Unnamed()).endswith(".Unnamed")
+
+
+def test_relaxations_and_optimizers_are_told_apart():
+    def identity(relaxation, optimizer=None):
+        return str(
+            lagrangian(problem(), SHAPE, COUNT, relaxation=relaxation, optimizer=optimizer).identity
+        )
+
+    kinds = [make() for make in RELAXATIONS.values()]
+    kinds += [perturbed(kind, 1.0) for kind in kinds]
+    found = {identity(kind) for kind in kinds}
+    optimizers = (optax.adam(0.1), optax.sgd(0.1), optax.sgd(0.1, momentum=0.9))
+    found |= {identity(exact_sum(), optimizer) for optimizer in optimizers}
+    assert len(found) == len(kinds) + len(optimizers)
 
 
 KILLED = """

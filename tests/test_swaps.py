@@ -126,8 +126,8 @@ def test_extreme_counts(kind, count):
 def test_it_begins_at_the_mask_that_it_is_given(mask):
     search = swaps(Partial(linear, WEIGHTS), SHAPE, COUNT, start=mask)
     state = jax.jit(search.init)(jax.random.key(0))
-    np.testing.assert_array_equal(unpack_mask(state.bits, SHAPE), mask)
-    assert state.loss == state.best.loss == pytest.approx(float(linear(WEIGHTS, mask)[0]))
+    np.testing.assert_array_equal(unpack_mask(state.best.bits, SHAPE), mask)
+    assert state.best.loss == pytest.approx(float(linear(WEIGHTS, mask)[0]))
 
 
 @every_exchange
@@ -176,6 +176,21 @@ def test_what_has_no_derivative_is_refused():
     objective = HostObjective(lambda bits: (np.zeros(len(bits)), None))
     with pytest.raises(TypeError, match="leaves the device has no gradient"):
         swaps(objective, SHAPE, COUNT)
+
+
+def test_a_start_that_does_not_fit_is_refused(mask):
+    with pytest.raises(ValueError, match="a start has to keep 16 bins, not"):
+        swaps(Partial(linear, WEIGHTS), SHAPE, 16, start=mask)
+    with pytest.raises(ValueError, match="doesn't fit"):
+        swaps(Partial(linear, WEIGHTS), SHAPE, COUNT, start=mask.T)
+
+
+def test_unknown_exchanges_are_refused():
+    config = SwapConfig()
+    # Without the type check that only tests have.
+    object.__setattr__(config, "exchange", "barter")
+    with pytest.raises(ValueError, match=r"exchange is one of .*, not 'barter'"):
+        config.__post_init__()
 
 
 @pytest.mark.parametrize(

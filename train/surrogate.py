@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from eval.command import parse_settings, run_command
-from eval.degradations import coded, degrade, searched
+from eval.degradations import coded, degrade, searched_masks
 from jaxsparse import manifest
 from jaxsparse._scoring import PESQ
 from jaxsparse.data.clips import Clip, find_clips
@@ -42,6 +42,7 @@ from jaxsparse.metrics.surrogate import (
     Calibration,
     analyze,
     calibrated,
+    fingerprint,
     published,
     score,
 )
@@ -130,6 +131,8 @@ def run(settings: Settings) -> dict[str, Any]:
         "coded": settings.coded,
         "searched": settings.searched,
         "masks": settings.masks,
+        # What searches climbed.
+        "calibration": fingerprint(),
     }
     manifest.check_file(settings.out / "settings.json", settings.out, identity)
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +173,7 @@ def make_pairs(clip: Clip, settings: Settings, path: Path, pool: ScorePool) -> P
     pairs = [
         *degrade(clip.name, signal),
         *coded(clip.name, signal, settings.coded, settings.searched),
-        *searched(clip.name, signal, settings.masks),
+        *searched_masks(clip.name, signal, settings.masks),
     ]
     estimates = [degraded.signal for degraded in pairs]
     content: dict[str, np.ndarray] = {"kind": np.array([degraded.kind for degraded in pairs])}

@@ -54,7 +54,7 @@ class STFTSettings:
     Attributes:
         sparsity: Share of bins that are not kept, between 0 and 1; an exact decimal.
         mask: Policy that chooses the bins, a name of `jaxsparse.policies.POLICIES`. What it draws
-            is drawn by the seed and costs no bits.
+            is drawn by the seed and costs no bits, unless another mask is searched for.
         phase_threshold: Phases of bins more than so many dB below the maximum of their segment
             are not stored (the thesis: 60, 65, 70 or 75), which are hardly heard; None stores all.
         seed: Of the drawn positions, from 0 to 2^64 - 1.
@@ -65,7 +65,8 @@ class STFTSettings:
             the network that `choose_decoder` takes.
         search: What is searched for after the policy's mask, names of
             `jaxsparse.searched.SEARCHED`: a better one ("swaps"), better "values" of what it keeps.
-        budget: Seconds of all that for the whole clip, without compilation, in equal parts.
+        budget: Seconds of all that for the whole clip, without compilation, in equal parts: what is
+            found depends on the machine. Each number of frames in a segment is compiled for.
 
     Raises:
         JaxsparseError: If a setting is out of its range.
@@ -206,6 +207,7 @@ def compress(
         header = replace(header, coded_share="1", loudest=False)
     if header.count(0) == 0:
         raise JaxsparseError(f"sparsity {settings.sparsity} keeps not a single bin of this clip")
+    budget = settings.budget / (max(len(settings.search), 1) * header.channels * header.n_segments)
     parts = []
     if progress is not None:
         progress(0, header.channels * header.n_segments)
@@ -216,13 +218,10 @@ def compress(
             policy = POLICIES[settings.mask]
             if mask is not None:
                 policy = _given(header, mask[channel], index)
-            budget = settings.budget / max(len(settings.search), 1)
-            budget /= header.channels * header.n_segments
             for search in for_mask:
-                shown = progress is not None
-                policy = _searching(settings, search, policy, decoder, phase, budget, shown)
+                policy = _searching(settings, search, policy, decoder, phase, budget)
             segment = _quantize(header, channel, index, db, phase, policy)
-            if "values" in settings.search:
+            if "values" in settings.search and segment.mask.any():
                 segment = _refined(settings, header, segment, db, phase, decoder, budget)
             parts.append(encode_segment(header, channel, index, segment))
             if progress is not None:
@@ -272,7 +271,6 @@ def _searching(
     network: Pretrained,
     phase: Float32[np.ndarray, "F T"],
     seconds: float,
-    shown: bool,
 ) -> Policy:
     """Makes a policy that begins with another one's mask and searches for a better one."""
 
@@ -286,7 +284,6 @@ def _searching(
             search=search,
             seconds=seconds,
             keep_observed=settings.keep_observed,
-            progress=None if shown else False,
         )
 
     return policy
@@ -312,8 +309,16 @@ def _refined(
         seconds=seconds,
         keep_observed=settings.keep_observed,
     )
-    levels = np.rint(np.asarray(values) / step_db).astype(np.int64) * segment.mask
-    return segment._replace(levels=levels)
+    levels = np.rint(np.asarray(values) / step_db).astype(np.int64)
+    # Within what the header allows: the range of levels, and drawn bins below the loudest ones.
+    kept = segment.levels[segment.mask]
+    levels = np.clip(levels, kept.min(), kept.max())
+    if header.loudest and segment.chosen.any():
+        threshold = segment.levels[segment.chosen].min()
+        levels = np.where(
+            segment.chosen, np.maximum(levels, threshold), np.minimum(levels, threshold)
+        )
+    return segment._replace(levels=levels * segment.mask)
 
 
 def decompress(

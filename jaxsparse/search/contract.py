@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, UInt8
 
@@ -158,18 +160,42 @@ def as_tree(function: Callable) -> Callable:
     return Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
+def check_start(start: Any, shape: tuple[int, int], count: Any) -> None:
+    """Refuses masks to start from that are of another shape or count; traced ones are not checked.
+
+    Args:
+        start: Hard masks with F and T as their last axes, or None.
+        shape: F and T.
+        count: Ones of each.
+
+    Raises:
+        ValueError: If they don't fit.
+    """
+    if start is None:
+        return
+    if start.shape[-2:] != shape:
+        raise ValueError(f"a start of the shape {start.shape} doesn't fit {shape}")
+    if isinstance(start, Tracer) or isinstance(count, Tracer):
+        return
+    found = np.unique(np.count_nonzero(start, axis=(-2, -1)))
+    if found.tolist() != [int(count)]:
+        raise ValueError(f"a start has to keep {count} bins, not {found.tolist()}")
+
+
 def identity_of(function: Callable) -> str:
     """Returns what tells a function from others in every process, whatever arrays it holds.
 
     Args:
         function: Its attribute `identity`, a string, is used if it has one; else its module and
             qualified name, or those of its class. Where a dataclass has static fields that decide
-            on its values, `identity` must tell them.
+            on its values, `identity` must tell them. A `Partial` is told by its arguments that
+            are functions, too; numbers within a closure are not told.
     """
     identity = getattr(function, "identity", None)
     if identity is not None:
         return identity
     if isinstance(function, Partial):
-        return identity_of(function.func)
+        inner = [identity_of(each) for each in function.args if callable(each)]
+        return identity_of(function.func) + (f"({', '.join(inner)})" if inner else "")
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"

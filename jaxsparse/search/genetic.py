@@ -23,6 +23,7 @@ from jaxsparse.search.contract import (
     Search,
     archive,
     as_tree,
+    check_start,
     empty_archive,
     identity_of,
     worst_if_nan,
@@ -53,8 +54,8 @@ class GeneticConfig:
         block: Bins and frames of a block; a band is as many bins.
         mutation: Share of a child's ones that move to a place drawn uniformly, at least one of
             them unless the share is 0.
-        distinct: Whether individuals that are there already are mutated until they differ: else a
-            population becomes copies of one mask.
+        distinct: Whether copies of other individuals are mutated: else a population becomes copies
+            of one mask.
     """
 
     population_size: int = 50
@@ -140,7 +141,8 @@ def genetic(
             waits as bits.
 
     Raises:
-        ValueError: If the settings are out of range, or `count` is.
+        ValueError: If the settings are out of range, or `count` is, or `start` is of another shape
+            or count or doesn't fit the population.
     """
     _check(config)
     check_count(count, shape[0] * shape[1])
@@ -155,6 +157,7 @@ def genetic(
         function = as_tree(objective)
         identity += (identity_of(function),)
         chunk = min(chunk_size(function, shape, chunk_bytes), config.population_size)
+    check_start(start, shape, count)
     if start is not None and len(start) > config.population_size:
         raise ValueError(f"{len(start)} masks to start from don't fit {config.population_size}")
     start = None if start is None else jax.vmap(pack_mask)(start)
@@ -285,8 +288,12 @@ def _breed(
 def _copies(population: UInt8[Array, "P W"]) -> Bool[Array, " P"]:
     """Finds individuals that equal an earlier one, by 64 bits of a hash."""
     coefficients = jax.random.bits(jax.random.key(0), (population.shape[1], 2), jnp.uint32)
-    # Odd, so that no byte is lost.
-    high, low = jnp.moveaxis(population.astype(jnp.uint32) @ (coefficients | 1), 1, 0)
+    # Odd, so that no byte is lost; one at a time, since each byte becomes a word.
+    hashes = lax.map(
+        lambda bits: jnp.sum(bits[:, None].astype(jnp.uint32) * (coefficients | 1), axis=0),
+        population,
+    )
+    high, low = jnp.moveaxis(hashes, 1, 0)
     order = jnp.lexsort((high, low))
     high, low = high[order], low[order]
     equal = (high[1:] == high[:-1]) & (low[1:] == low[:-1])

@@ -30,6 +30,7 @@ from jaxsparse.search.contract import (
     Search,
     archive,
     as_tree,
+    check_start,
     empty_archive,
     identity_of,
 )
@@ -164,11 +165,13 @@ def lagrangian(
 
     Raises:
         TypeError: If the objective leaves the device.
-        ValueError: If `count`, `updates_per_step` or `multiplier_every` is out of range.
+        ValueError: If `count`, `updates_per_step` or `multiplier_every` is out of range, or `start`
+            of another shape or count.
     """
     if isinstance(objective, HostObjective):
         raise TypeError("an objective that leaves the device has no gradient")
     check_count(count, math.prod(shape))
+    check_start(start, shape, count)
     if updates_per_step < 1 or multiplier_every < 1:
         raise ValueError(
             f"a step has at least one update, not {updates_per_step}, and so has the multiplier's"
@@ -184,9 +187,10 @@ def lagrangian(
         start,
     )
     functions = (setup.problem.objective, *setup.problem.relaxation)
-    if optimizer is not None:
-        functions += (optimizer.update,)
     settled = str((shape, updates_per_step, multiplier_every))
+    if optimizer is not None:
+        # The functions of all optimizers have like names, but not their states.
+        settled += str(jax.tree.structure(jax.eval_shape(optimizer.init, jnp.zeros(shape))))
     return Search(
         Partial(_init, setup),
         Partial(_step, setup),

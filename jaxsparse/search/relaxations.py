@@ -74,6 +74,15 @@ def thesis_start(key: PRNGKey, mask: Bool[Array, "F T"]) -> Float[Array, "F T"]:
     return jnp.where(mask, size, -size)
 
 
+def narrow_start(key: PRNGKey, mask: Bool[Array, "F T"]) -> Float[Array, "F T"]:
+    """Draws scores uniformly from (0.1, 1) at ones and from (-1, -0.1) at zeros.
+
+    From the thesis' start a projection is the mask itself, whose derivative is zero.
+    """
+    size = jax.random.uniform(key, mask.shape, minval=0.1, maxval=1.0)
+    return jnp.where(mask, size, -size)
+
+
 class Relaxation(NamedTuple):
     """Pure functions between scores and masks; the constraint is handled apart from them."""
 
@@ -171,7 +180,7 @@ def projection(steepness: Steepness = 1.0) -> Relaxation:
     Args:
         steepness: n.
     """
-    return Relaxation(Partial(_projected, as_steepness(steepness)))
+    return Relaxation(Partial(_projected, as_steepness(steepness)), narrow_start)
 
 
 def _projected(steepness: Any, scores: Array, count: Array, update: Array) -> Array:

@@ -128,8 +128,8 @@ def run(
         search: What to run.
         key: Of the run.
         steps: Steps after `init`.
-        minutes: No further call is begun after this time, counted from the end of `init`, but for
-            the first one, of one step; what was begun is finished.
+        minutes: No further call is begun after this time, counted from the end of the first one, of
+            one step, which compiles; what was begun is finished.
         evaluations: No step is begun that would evaluate more masks than these in all.
         one_call: All steps in a single call: without progress, and with checkpoints and the budget
             in minutes at its end alone.
@@ -208,7 +208,7 @@ class _Loop:
         """Advances call by call; yields the steps of each call."""
         advance = self._on_host if self.search.on_host else self._compiled()
         n = self.call_steps if self.one_call else 1
-        began = time.perf_counter()
+        began: float | None = None
         while self.step < self.steps:
             n = min(n, self.steps - self.step)
             call_began = time.perf_counter()
@@ -217,6 +217,8 @@ class _Loop:
             self.seconds += took
             self.step += n
             yield n
+            # The first call compiles.
+            began = began or time.perf_counter()
             if minutes is not None and time.perf_counter() - began >= 60 * minutes:
                 return
             n = min(max(int(n * CALL_SECONDS / max(took, 1e-9)), 1), 2 * n, self.call_steps)

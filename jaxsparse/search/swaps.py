@@ -1,18 +1,18 @@
 """Swaps: a search on the hard mask itself, in which a derivative says which bins to exchange.
 
-A step drops some kept bins, drawn uniformly. The loss' derivative by the mask that is left says, to
-first order, by how much the loss falls for each bin if it is kept: for the dropped ones, and with
-the same measure for those that were not kept. As many of the best take the free places, and the new
-mask stays if its true loss is lower. Then the next step drops twice as many, else half as many.
-There is no relaxation, and so nothing to lose by rounding it.
+A step drops some kept bins, drawn uniformly. To first order, the derivative of the loss with
+respect to the mask that is left says by how much the loss falls if a bin is kept: for the dropped
+ones and, by the same measure, for those that were not kept. As many of the best take the free
+places, and the new mask stays if its true loss is lower. Then the next step drops twice as many,
+else half as many. There is no relaxation, and so nothing to lose by rounding it.
 
-That is large neighbourhood search (Shaw, 1998). A derivative at the mask itself can't compare the
-two kinds: a kept bin is known to the decoder, so that nothing seems to be lost with it. Nor does
-the derivative of a decoder say much that divides by the sum of the mask: for a bin far from all
-others it is that of a step. `jaxsparse.objectives` has derivatives of what is put back alone.
+That is large neighbourhood search (Shaw, 1998). The derivative at the mask itself can't compare the
+two kinds of bins: the decoder knows a kept one, so that nothing seems to be lost with it. If the
+decoder divides by the sum of the mask, its own derivative at an isolated bin is nearly that of a
+step and says little; `jaxsparse.objectives` has derivatives of putting a bin back alone.
 
-Neighbours have like slopes, though one of them would do for all: a step looks at a random part of
-the bins alone, which thins them out, and makes a step that failed another one when it is repeated.
+Neighbouring bins have similar slopes, but one of them is enough. Each step therefore considers a
+random subset, which spreads the choice and makes a retry differ.
 
 In image compression by inpainting the same problem is solved by exchanges at random (Mainberger et
 al., 2012, "Optimising spatial and tonal data for homogeneous diffusion inpainting"), the control.
@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsparse.masks import check_count, pack_mask, project_to_count, random_mask, unpack_mask
 from jaxsparse.search.contract import (
@@ -36,6 +36,7 @@ from jaxsparse.search.contract import (
     Search,
     archive,
     as_tree,
+    check_start,
     empty_archive,
     identity_of,
     worst_if_nan,
@@ -77,10 +78,8 @@ class SwapConfig:
 
 
 class SwapState(NamedTuple):
-    """The mask that bins are exchanged in."""
+    """The mask that bins are exchanged in, which is the best so far."""
 
-    bits: UInt8[Array, " W"]
-    loss: Float[Array, ""]
     dropped: Int[Array, ""]
     """Bins that the next step drops."""
     best: Best
@@ -125,11 +124,12 @@ def swaps(
 
     Raises:
         TypeError: If the objective leaves the device.
-        ValueError: If `count` is out of range.
+        ValueError: If `count` is out of range, or `start` of another shape or count.
     """
     if isinstance(objective, HostObjective):
         raise TypeError("an objective that leaves the device has no gradient")
     check_count(count, math.prod(shape))
+    check_start(start, shape, count)
     count = jnp.asarray(count, jnp.int32)
     setup = _Setup(as_tree(objective), count, start, config, shape)
     identity = ("swaps", repr(config), str(shape), identity_of(setup.objective))
@@ -149,17 +149,12 @@ class _Setup:
     config: SwapConfig = field(metadata={"static": True})
     shape: tuple[int, int] = field(metadata={"static": True})
 
-    def evaluate(self, mask: HardMask) -> tuple[Array, Any]:
-        """Returns a mask's loss, inf for NaN, and the objective's auxiliary output."""
-        loss, aux = self.objective(mask)
-        return worst_if_nan(loss), aux
-
     def share(self, share: float) -> Array:
         """Returns a share of the kept bins, at least one."""
         return jnp.maximum(share * self.count, 1).astype(jnp.int32)
 
     def slope(self, mask: HardMask) -> Array:
-        """Returns the derivative of the loss by the mask, zero where it is not finite."""
+        """Returns the derivative of the loss with respect to a mask, zero where not finite."""
         slope = jax.grad(lambda m: self.objective(m)[0])(mask.astype(jnp.float32))
         return jnp.where(jnp.isfinite(slope), slope, 0)
 
@@ -168,26 +163,22 @@ def _init(setup: _Setup, key: PRNGKey) -> SwapState:
     mask = setup.start
     if mask is None:
         mask = random_mask(key, setup.shape, setup.count)
-    loss, aux = setup.evaluate(mask)
-    bits = pack_mask(mask)
-    best = archive(empty_archive(bits, aux), *_population(bits, loss, aux))
-    return SwapState(bits, loss, setup.share(setup.config.first), best)
+    tried = _population(setup, mask)
+    best = archive(empty_archive(tried[0][0], jax.tree.map(lambda leaf: leaf[0], tried[2])), *tried)
+    return SwapState(setup.share(setup.config.first), best)
 
 
 def _step(setup: _Setup, key: PRNGKey, state: SwapState) -> tuple[SwapState, SwapInfo]:
-    before = unpack_mask(state.bits, setup.shape)
+    before = unpack_mask(state.best.bits, setup.shape)
     # Half of them at most, so that what is left tells something of the rest.
     most = jnp.maximum(setup.count // 2, 1)
     most = jnp.minimum(most, jnp.minimum(setup.count, before.size - setup.count))
     n_dropped = jnp.minimum(state.dropped, most)
     mask = exchange(setup.slope, key, before, n_dropped, setup.config)
-    loss, aux = setup.evaluate(mask)
-    bits = pack_mask(mask)
-    accepted = loss < state.loss
-    best = archive(state.best, *_population(bits, loss, aux))
-    new = SwapState(bits, loss, 2 * n_dropped, best)
+    bits, (loss,), aux = _population(setup, mask)
+    best = archive(state.best, bits, loss[None], aux)
+    accepted = loss < state.best.loss
     fewer = jnp.maximum(n_dropped // 2, setup.share(setup.config.least))
-    old = state._replace(dropped=fewer)
     info = SwapInfo(
         best=best.loss,
         tried=loss,
@@ -196,12 +187,17 @@ def _step(setup: _Setup, key: PRNGKey, state: SwapState) -> tuple[SwapState, Swa
         accepted=accepted,
         failed=jnp.isinf(loss).astype(jnp.int32),
     )
-    return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, old), info
+    return SwapState(jnp.where(accepted, 2 * n_dropped, fewer), best), info
 
 
-def _population(bits: Array, loss: Array, aux: Any) -> tuple[Array, Array, Any]:
-    """Makes a mask and its scores those of a population of one."""
-    return bits[None], loss[None], jax.tree.map(lambda leaf: leaf[None], aux)
+def _population(setup: _Setup, mask: HardMask) -> tuple[Array, Array, Any]:
+    """Evaluates a mask; returns bits, loss (inf for NaN) and aux of a population of one."""
+    loss, aux = setup.objective(mask)
+    return (
+        pack_mask(mask)[None],
+        worst_if_nan(loss)[None],
+        jax.tree.map(lambda leaf: leaf[None], aux),
+    )
 
 
 def exchange(
@@ -214,11 +210,11 @@ def exchange(
     """Exchanges kept bins for others.
 
     Args:
-        slope: From a mask to the loss' derivative by it.
-        key: Of what is drawn.
-        mask: With bins kept.
-        n_dropped: Of them are dropped, at most half.
-        config: How they are exchanged.
+        slope: From a mask to the derivative of the loss with respect to it.
+        key: Random key.
+        mask: The mask.
+        n_dropped: How many kept bins to drop, at most half.
+        config: How bins are exchanged.
 
     Returns:
         A mask of as many ones.
