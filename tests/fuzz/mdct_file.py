@@ -104,7 +104,8 @@ class File:
         n_coded = -(-n_samples * 16_000 // rate)
         n_frames = -(-n_coded // 256) + 1
         n_segments = -(-n_frames // _FRAMES)
-        if n_segments * self.fields["channels"] > _MAX_SEGMENTS:
+        # Without channels there are none, but how many there would be can be any number.
+        if n_segments * max(self.fields["channels"], 1) > _MAX_SEGMENTS:
             return []
         own = [min(_FRAMES, n_frames - _FRAMES * index) for index in range(n_segments)]
         return own * self.fields["channels"]
