@@ -320,13 +320,13 @@ def test_entropic_masks_are_the_nearest_by_relative_entropy(steepness, key):
     """Entries are capped from the highest one on, the others share what is left as a softmax."""
     scores = jax.random.normal(key, SHAPE)
     weights = np.exp(steepness * np.asarray(scores, np.float64).ravel())
-    for capped in range(int(COUNT) + 1):
-        order = np.argsort(-weights)
+    order = np.argsort(-weights)
+    expected, capped = np.full(weights.size, np.inf), 0
+    while expected.max() > 1:
+        expected[order[:capped]] = 1
         rest = order[capped:]
-        expected = np.ones(weights.size)
         expected[rest] = (int(COUNT) - capped) * weights[rest] / weights[rest].sum()
-        if expected.max() <= 1:
-            break
+        capped += 1
     mask = mask_of(entropic(steepness), scores, COUNT)
     np.testing.assert_allclose(np.ravel(mask), expected, rtol=1e-5)
 
