@@ -66,14 +66,14 @@ class Loss(Protocol):
         *,
         reference: Float[Array, "B F T"],
         estimate: Float[Array, "B F T"],
-        audio: Float[Array, "B N"],
+        audio: Float[Array, "C N"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Sums the terms.
 
         Args:
             reference: The clips' spectrograms in dB.
             estimate: The network's output in dB.
-            audio: The clips; only terms of sound look at them.
+            audio: The clips, B of them for terms of sound, which alone look at them.
 
         Returns:
             The weighted sum, and each term's mean over the batch without its weight.
@@ -192,7 +192,7 @@ def make_loss(terms: Terms, config: STFTConfig) -> Loss:
         *,
         reference: Float[Array, "B F T"],
         estimate: Float[Array, "B F T"],
-        audio: Float[Array, "B N"],
+        audio: Float[Array, "C N"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         sound = None
         if hears(terms):
@@ -207,7 +207,7 @@ def make_loss(terms: Terms, config: STFTConfig) -> Loss:
 def evaluate(
     terms: Terms,
     spectrograms: tuple[Float[Array, "B F T"], Float[Array, "B F T"]],
-    sounds: tuple[Float[Array, "B N"] | None, Float[Array, "B N"] | None],
+    sounds: tuple[Float[Array, "C N"] | None, Float[Array, "B N"] | None],
 ) -> dict[str, Float[Array, " B"]]:
     """Computes each term without its weight.
 

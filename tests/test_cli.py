@@ -551,6 +551,7 @@ def test_damage_is_an_error_or_concealed(compressed, tmp_path, capsys):
     assert decoded[:, 0].any() and not decoded[:, -1].any()
 
 
+@pytest.mark.slow
 def test_a_mask_goes_into_a_file(wav, compressed, tmp_path, capsys):
     coded, path = tmp_path / "masked.jsac", tmp_path / "mask.npz"
     arguments = ["compress", wav, coded, "--mask", path]

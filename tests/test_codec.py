@@ -244,6 +244,7 @@ def test_silence_is_small_and_stays_silent():
         assert np.abs(decompress(silent)[0]).max() < 2**-16
 
 
+@pytest.mark.slow
 def test_another_process_decodes_the_same(tmp_path):
     data = compress(speechlike(30_000))
     (tmp_path / "clip.jsac").write_bytes(data)

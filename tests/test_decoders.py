@@ -131,7 +131,9 @@ def test_a_batch_is_a_loop(kind):
     np.testing.assert_allclose(scores, [error.mean() for error in errors], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["pyramid-unet", "linear"])  # on the device and on the host
+@pytest.mark.parametrize(
+    "name", [pytest.param("pyramid-unet", marks=pytest.mark.slow), "linear"]
+)  # on the device and on the host
 def test_a_search_takes_it(name, tmp_path):
     kind = DECODERS[name]
     decoder, params = built(kind)

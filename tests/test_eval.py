@@ -308,7 +308,8 @@ def test_where_no_clip_can_be_read_one_line_says_so_and_nothing_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("metric", [pytest.param("pesq_nb", marks=pytest.mark.slow), "stoi"])
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["pesq_nb", "stoi"])
 def test_a_worker_that_dies_is_replaced(data, monkeypatch, tmp_path, metric):
     marker = tmp_path / "died"
     prelude = f"""

@@ -166,6 +166,7 @@ def test_extreme_counts(count):
     assert all(int(unpack_mask(bits, SHAPE).sum()) == count for bits in state.population)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 8)])
 def test_packing(shape):
     mask = random_mask(jax.random.key(0), shape, shape[1] // 2)

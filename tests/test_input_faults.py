@@ -301,7 +301,9 @@ def test_full_disk_behind_standard_output(folder, compressed):
 ODD_NAMES = ("new\nline", "not \udcff UTF-8", "--force", "Grüße 🎵", "\x1b[31mred")
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 2)) for i, n in enumerate(ODD_NAMES)]
+)
 def test_odd_names(name, folder, compressed, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     for command in COMMANDS:
@@ -361,7 +363,15 @@ def usual_correlation(tmp_path_factory):
     return usual
 
 
-@pytest.mark.parametrize("kind", ODD_AUDIO)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            k, marks=[] if k in ("8 kHz", "six channels at 44.1 kHz") else pytest.mark.slow
+        )
+        for k in ODD_AUDIO
+    ],
+)
 def test_odd_rates_and_channels(kind, folder, capsys, usual_correlation):
     sample_rate, channels = ODD_AUDIO[kind]
     samples = voice(0.5, sample_rate, channels)

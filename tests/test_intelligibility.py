@@ -171,7 +171,7 @@ def test_gradients_are_finite(metric, spoil, value):
         np.testing.assert_array_equal(gradients[1], 0)
 
 
-@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("extended", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_gradient_is_that_of_finite_differences(extended):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):

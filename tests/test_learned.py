@@ -64,6 +64,7 @@ def test_padding_has_no_score_and_changes_none():
     assert (found[:, SHAPE[1] :] == -jnp.inf).all()
 
 
+@pytest.mark.slow
 def test_parts_agree_with_the_whole():
     decoder = CONFIG.build()
     params = trained(decoder)

@@ -394,6 +394,7 @@ def test_the_estimate_of_quality_is_near():
     assert estimates[0] < estimates[1]
 
 
+@pytest.mark.slow
 def test_bits_are_split(long_file):
     models = codec.find_models(long_file)
     description = codec.describe(long_file, models=models)

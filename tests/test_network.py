@@ -204,7 +204,13 @@ def plain(request, narrow):
     return mask, np.asarray(completed)
 
 
-@pytest.mark.parametrize("pads", [((0, 0), (0, 31)), ((0, 7), (0, 15)), ((4, 3), (12, 3))])
+@pytest.mark.parametrize(
+    "pads",
+    [
+        *(pytest.param(p, marks=pytest.mark.slow) for p in [((0, 0), (0, 31)), ((0, 7), (0, 15))]),
+        ((4, 3), (12, 3)),
+    ],
+)
 def test_padded_equals_plain(narrow, plain, pads):
     network, params = narrow
     mask, expected = plain

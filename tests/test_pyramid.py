@@ -273,6 +273,7 @@ def test_no_mask_makes_the_network_explode(mask):
     assert jnp.all(completed >= filled - UNET.most_below - 1e-3)
 
 
+@pytest.mark.slow
 def test_training_starts_at_the_fill():
     for shape in (SHAPE, (1, 1), (16, 8)):
         decoder, x, mask = UNET.build(), levels(shape), kept(shape, "0.7")

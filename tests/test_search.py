@@ -195,7 +195,9 @@ def test_without_any_loss_the_archive_says_so(name):
     assert int(result.mask(SHAPE).sum()) == COUNT
 
 
-@pytest.mark.parametrize("name", ["genetic", "logistic", "exact-sum"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("genetic", marks=pytest.mark.slow), "logistic", "exact-sum"]
+)
 def test_batch_equals_a_loop(name):
     weights = jax.random.normal(jax.random.key(5), (3, *SHAPE))
 

@@ -41,6 +41,7 @@ def test_a_search_lowers_the_loss_and_keeps_the_count(loss, clip, key):
     assert after < 0.98 * before
 
 
+@pytest.mark.slow
 def test_a_budget_of_seconds_leaves_compilation_out(clip, key, monkeypatch):
     _, dense, phase = clip
     start = policies.POLICIES["contrast"](key, dense, COUNT)
@@ -93,6 +94,7 @@ def test_a_file_has_the_mask_that_was_found(clip):
     assert (masks[()] != masks[("swaps",)]).any()
 
 
+@pytest.mark.slow
 def test_a_mask_of_ones_own_is_improved(clip):
     signal, dense, _ = clip
     mask = np.asarray(policies.POLICIES["loudest"](jax.random.key(0), dense, COUNT))

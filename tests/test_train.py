@@ -113,6 +113,7 @@ def run(corpus, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_initialised_from_a_trained_network(run, settings):
     network = run / "network.safetensors"
     again = dataclasses.replace(settings, init_from=network)
