@@ -105,7 +105,8 @@ endif
 
 # librosa compiles for 20 s where it was never used, in each process that uses it.
 $(VENV)/.numba: $(VENV)/.ready
-	@$(BIN)/python -c "import librosa, numpy; librosa.feature.mfcc(y=numpy.zeros(4096), sr=16000)"
+	@$(BIN)/python -c "import librosa, numpy; librosa.feature.mfcc(y=numpy.zeros(4096), sr=16000); \
+		librosa.istft(librosa.stft(numpy.zeros(4096)))"
 	@touch $@
 
 # pesq is compiled when it is installed, hence the compiler and Python's headers.

@@ -278,6 +278,7 @@ def test_help_tells_of_folders(capsys):
         assert example in text and "IN ...] --out DIR" in text.replace(".jsac", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES])
 def test_a_full_disk_ends_the_run_in_one_line(error, recordings, tmp_path, capsys, monkeypatch):
     written = []

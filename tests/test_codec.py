@@ -116,7 +116,10 @@ def strided():
 
 @pytest.mark.parametrize(
     ("network", "keep_observed"),
-    [(untrained, True), pytest.param(strided, False, marks=pytest.mark.slow)],
+    [
+        pytest.param(untrained, True, marks=pytest.mark.slow),
+        pytest.param(strided, False, marks=pytest.mark.slow),
+    ],
 )
 def test_segments_agree_with_the_whole_at_once(network, keep_observed):
     """Segments, halo and overlap-add give what one pass over the whole clip gives."""

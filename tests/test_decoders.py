@@ -46,7 +46,14 @@ from train.main import main as train
 
 SHAPE = (40, 24)
 COUNT = 200
-each = pytest.mark.parametrize("kind", DECODERS.values(), ids=DECODERS)
+# Convolutions take seconds to compile, and have tests of their own.
+each = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, id=name, marks=[pytest.mark.slow] * (name == "pyramid-unet"))
+        for name, kind in DECODERS.items()
+    ],
+)
 
 
 # What compiles in less time, and is of the same kind.
@@ -279,6 +286,7 @@ def test_training_takes_a_network_of_ones_own(unet, clips, capsys):
     assert "decoder.width (3, now 4)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluation_takes_a_network_of_ones_own(unet, clips, tmp_path):
     summary = reconstruction.run(
         reconstruction.Settings(
@@ -322,6 +330,7 @@ def test_a_search_through_an_interpolation(clips, tmp_path):
     assert summary
 
 
+@pytest.mark.slow
 def test_the_codec_takes_a_network_of_ones_own_by_its_path(unet, clips, tmp_path, capsys):
     source, file, back = clips / "0.wav", tmp_path / "a.jsac", tmp_path / "a.wav"
     options = ["--grid", "stft", "--network", str(unet), "--mask", "contrast"]

@@ -567,6 +567,7 @@ def test_a_run_that_another_process_is_at_is_left_alone(clip, finished, capsys):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_one_generation_is_the_first_population(clip, tmp_path):
     out = tmp_path / "run"
     chosen = ["--generations", "1", "--sparsity", "0.9", "--methods", "genetic", "--fitness", "mse"]

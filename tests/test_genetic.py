@@ -263,7 +263,8 @@ def quadratic(weights, mask):
     return m @ weights @ m, None
 
 
-@pytest.mark.parametrize("kind", ["linear", pytest.param("quadratic", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["linear", "quadratic"])
 def test_the_default_comes_nearer_to_the_optimum_than_the_thesis(kind):
     """In 5,000 evaluations; the least sum of 10 of 100 and a quadratic form over 32 of 128."""
     key = jax.random.key(7)

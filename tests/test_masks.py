@@ -118,6 +118,7 @@ def test_project_to_count_takes_other_floats(dtype):
     np.testing.assert_array_equal(project_to_count(scores, 2), [False, True, False, True])
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_vmap_equals_loop_where_every_count_differs(key):
     scores = jnp.round(jax.random.normal(key, (5, *SHAPE)))

@@ -121,6 +121,7 @@ def test_silence_takes_hardly_a_byte_and_stays_silent():
     assert not decoded.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [1e-6, 1.0, 1e5])
 def test_loudness_scales(gain):
     samples = speech(16_000)[:, None] * np.float32(gain)

@@ -69,6 +69,7 @@ def test_outputs_are_bounded_whatever_the_parameters(scale):
     assert np.abs(np.asarray(decoded - coded.values)).max() <= SMALL.reach
 
 
+@pytest.mark.slow
 def test_padding_is_not_seen():
     params = loud_params(SMALL)
     scaled = scaled_clip(22)

@@ -59,7 +59,7 @@ def expected():
 @pytest.mark.parametrize(
     ("built_in", "used_in"),
     [
-        ("graph", "graph"),
+        pytest.param("graph", "graph", marks=pytest.mark.slow),
         pytest.param("tree", "tree", marks=pytest.mark.slow),
         pytest.param("graph with updates", "tree", marks=pytest.mark.slow),
         ("tree", "graph with updates"),

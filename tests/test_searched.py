@@ -29,7 +29,8 @@ def clip():
     return signal, log_power(spectrum), jnp.angle(spectrum)
 
 
-@pytest.mark.parametrize("loss", ["mse", pytest.param("surrogate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["mse", "surrogate"])
 def test_a_search_lowers_the_loss_and_keeps_the_count(loss, clip, key):
     signal, dense, phase = clip
     network = load_decoder("pyramid")

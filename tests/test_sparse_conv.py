@@ -312,6 +312,7 @@ def test_what_a_hard_mask_hides_changes_nothing(normalization):
     assert jnp.isnan(everything(seen)[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_bfloat16():
     x, kernel, bias = layer((40, 30), 7, 4, 4)

@@ -279,7 +279,7 @@ def send_at(step, number, monkeypatch):
     # Between two lines of the log, at a line, and at a checkpoint.
     [
         (signal.SIGTERM, 75, 4),
-        (signal.SIGINT, 130, 5),
+        pytest.param(signal.SIGINT, 130, 5, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 75, 6, marks=pytest.mark.slow),
     ],
 )
