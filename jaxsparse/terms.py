@@ -93,7 +93,7 @@ def _below(best: float, metric: Score) -> Score:
 def audible_mse(
     *, reference: Float[Array, "B F T"], estimate: Float[Array, "B F T"]
 ) -> Float[Array, " B"]:
-    """Mean squared error in dB^2, weighted by how far bins are from being masked.
+    """Computes the mean squared error in dB^2, weighted by how far bins are from being masked.
 
     The weight rises from 0 for a bin 10 dB below the threshold of `jaxsparse.policies.Audibility`
     to 1 for one 10 dB above it.
@@ -149,8 +149,10 @@ def parse_loss(text: str) -> Terms:
     for part in text.split("+"):
         before, star, name = (word.strip() for word in part.rpartition("*"))
         if name not in TERMS:
-            names = ", ".join((*TERMS, *MIXTURES))
-            raise ValueError(f"loss has no term {name!r}; there are {names}")
+            raise ValueError(
+                f"loss has no term {name!r}; there are {', '.join(TERMS)}, and alone "
+                f"{', '.join(MIXTURES)}"
+            )
         weight = _positive(before, name) if star else TERMS[name].weight
         terms.append((weight, name))
     names = [name for _, name in terms]

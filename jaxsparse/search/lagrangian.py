@@ -157,8 +157,8 @@ def lagrangian(
         settings: Numbers; for a sweep in one call see `jaxsparse.search.run.batch`.
         relaxation: phi, one of `jaxsparse.search.relaxations`; `logistic` by default.
         optimizer: Updates the scores, in place of AdamW with the settings' learning rate and
-            weight decay; of schedules, too. Another one compiles anew, and checkpoints know no
-            numbers that it holds in closures.
+            weight decay; its rate may be a schedule. Another one compiles anew, and checkpoints
+            don't know the numbers that it holds in closures.
         start: A hard mask of that count to begin at.
         updates_per_step: Updates in a step.
         multiplier_every: The multiplier is updated with each so many-th of them.
