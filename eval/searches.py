@@ -3,9 +3,10 @@
 ``python -m eval.searches --data $JAXSPARSE_DATA/valid --clips 4 --out RUN`` takes the first 77,276
 samples of each clip, one decoder for all masks, puts kept bins back and keeps the original phases.
 Methods are one-shot policies, by name, and searches, which begin at the mask of the policy --start
-unless they are the thesis'. A search is scored after at most so many evaluations (--evaluations),
-each a pass through the decoder, with or without its gradient; "done" is how many it made. Seconds
-leave compilation out.
+unless they are the thesis'; "A-then-B" begins B at what A found with half of the evaluations. A
+search is scored after at most so many evaluations (--evaluations), each a pass through the decoder,
+with or without its gradient; "done" is how many it made. Seconds leave compilation out. What a
+relaxation ends with is scored as well, soft and rounded, beside the best of its roundings.
 
 Searches minimise --loss, a sum of terms or a name as for training; the scores are those of `pesq`
 and `pystoi`, in both bands, and once more with a quarter of a second of silence before both sounds,
@@ -18,6 +19,7 @@ import functools
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,15 +51,16 @@ from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
 from jaxsparse.search.contract import Search
 from jaxsparse.search.genetic import THESIS, GeneticConfig, genetic
-from jaxsparse.search.lagrangian import lagrangian
-from jaxsparse.search.relaxations import RELAXATIONS, narrow_start
+from jaxsparse.search.lagrangian import hard_mask, lagrangian, soft_mask
+from jaxsparse.search.relaxations import RELAXATIONS, SOFT, Relaxation, narrow_start
+from jaxsparse.search.run import Result
 from jaxsparse.search.run import run as run_search
 from jaxsparse.search.swaps import SwapConfig, swaps
 from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.spectrogram import log_power
 from jaxsparse.terms import parse_loss
 from jaxsparse.transforms.stft import stft
-from jaxsparse.types import SAMPLE_RATE, HardMask
+from jaxsparse.types import SAMPLE_RATE, HardMask, PRNGKey
 
 # Shifts the sound against the frame grids of PESQ and the STFT.
 _SILENCE = np.zeros(SAMPLE_RATE // 4, np.float32)
@@ -90,9 +93,9 @@ class Problem(NamedTuple):
     shape: tuple[int, int]
     n_ones: int
     start: HardMask
-    """That of a one-shot policy."""
+    """To begin at."""
     one_shot: HardMask
-    """Those of several policies, S by F by T."""
+    """Masks of several policies, S by F by T."""
 
 
 def _swaps(exchange: Any, problem: Problem) -> Search:
@@ -106,13 +109,17 @@ def _swaps(exchange: Any, problem: Problem) -> Search:
     )
 
 
-def _relaxed(name: str, derivative: Derivative, problem: Problem) -> Search:
+def _relaxation(name: str) -> Relaxation:
     steepness = _STEEPNESS.get(name.removeprefix("straight-through-"), _STEEPNESS_OF_OTHERS)
+    return RELAXATIONS[name](steepness=steepness)._replace(to_scores=narrow_start)
+
+
+def _relaxed(name: str, derivative: Derivative, problem: Problem) -> Search:
     return lagrangian(
         problem.objective(derivative),
         problem.shape,
         problem.n_ones,
-        relaxation=RELAXATIONS[name](steepness=steepness)._replace(to_scores=narrow_start),
+        relaxation=_relaxation(name),
         optimizer=_optimizer,
         start=problem.start,
         updates_per_step=_UPDATES_PER_STEP,
@@ -125,7 +132,7 @@ def _genetic(config: GeneticConfig, begins: bool, problem: Problem) -> Search:
         problem.shape,
         problem.n_ones,
         config,
-        start=problem.one_shot if begins else None,
+        start=jnp.concatenate([problem.start[None], problem.one_shot]) if begins else None,
     )
 
 
@@ -138,8 +145,15 @@ SEARCHES: dict[str, Callable[[Problem], Search]] = {
     "genetic": functools.partial(_genetic, GeneticConfig(crossover="blocks"), True),
     "genetic-thesis": functools.partial(_genetic, THESIS, False),
 }
-"""Searches by name; `genetic` begins with the masks of several policies."""
-METHODS = (*POLICIES, *SEARCHES)
+"""Searches by name; `genetic` begins with the masks of several policies as well."""
+_BEST_RELAXATION = "relaxed-straight-through-projection"
+HYBRIDS: dict[str, tuple[str, str]] = {
+    "relaxed-then-swaps": (_BEST_RELAXATION, "swaps"),
+    "swaps-then-relaxed": ("swaps", _BEST_RELAXATION),
+    "relaxed-then-genetic": (_BEST_RELAXATION, "genetic"),
+}
+"""Two searches by name, of which the second begins at what the first found."""
+METHODS = (*POLICIES, *SEARCHES, *HYBRIDS)
 
 
 @dataclass(frozen=True)
@@ -181,6 +195,16 @@ class Settings:
     """Print the JSON summary instead of the table."""
 
 
+class Context(NamedTuple):
+    """What all tasks share."""
+
+    settings: Settings
+    network: Pretrained
+    pool: ScorePool
+    compiled: set[str]
+    """Searches that have run, so that timing them again leaves compilation out."""
+
+
 class Task(NamedTuple):
     """One method on one clip at one sparsity."""
 
@@ -218,9 +242,10 @@ def run(settings: Settings) -> dict[str, Any]:
         done = {_key(row) for row in file.rows}
         tasks = [task for task in _tasks(settings) if _missing(settings, task, done)]
         waiting: list[Row] = []
+        context = Context(settings, network, pool, set())
         file.begin()
         for task in tqdm(tasks, unit="search", disable=None):
-            made = list(_solve(settings, task, network, pool))
+            made = list(_solve(context, task))
             # A mask is scored while the next one is searched for.
             file.add(*map(_finished, waiting))
             waiting = [row for row in made if _key(row) not in done]
@@ -263,7 +288,7 @@ def _key(row: Row) -> tuple:
 
 
 def _missing(settings: Settings, task: Task, done: set[tuple]) -> bool:
-    budgets = settings.evaluations if task.method in SEARCHES else (0,)
+    budgets = (0,) if task.method in POLICIES else settings.evaluations
     return any((task.clip.name, task.sparsity, task.method, n) not in done for n in budgets)
 
 
@@ -290,8 +315,9 @@ def _transform(signal: jax.Array) -> jax.Array:
     return stft(signal, CONFIG)
 
 
-def _solve(settings: Settings, task: Task, network: Pretrained, pool: ScorePool) -> Iterator[Row]:
+def _solve(context: Context, task: Task) -> Iterator[Row]:
     """Rows of a task's masks, with futures in the place of scores."""
+    settings, network = context.settings, context.network
     sound = _read(task.clip, settings.n_samples)
     key = mask_key(settings.seed, task.clip.name)
     shape = sound.dense.shape[0], sound.dense.shape[1]
@@ -308,10 +334,11 @@ def _solve(settings: Settings, task: Task, network: Pretrained, pool: ScorePool)
             "seconds": time.perf_counter() - began,
             "loss": float("nan"),
         }
-        yield row | found | _score(settings, task, network, sound, mask, pool)
+        yield row | found | _score(context, task, sound, mask)
         return
-    names = {settings.start, *(ONE_SHOT if task.method == "genetic" else ())}
-    starts = {name: _policy(name)(key, sound.dense, count) for name in names}
+    start, *one_shot = [
+        _policy(name)(key, sound.dense, count) for name in (settings.start, *ONE_SHOT)
+    ]
 
     def objective(derivative: Derivative) -> Any:
         return mixture_objective(
@@ -325,23 +352,61 @@ def _solve(settings: Settings, task: Task, network: Pretrained, pool: ScorePool)
             config=CONFIG,
         )
 
-    one_shot = jnp.stack([*starts.values()])
-    search = SEARCHES[task.method](
-        Problem(objective, shape, count, starts[settings.start], one_shot)
-    )
-    key = jax.random.fold_in(key, 1)
-    # Compiles, so that it isn't timed.
-    run_search(search, key, steps=1, progress=False)
-    for budget in sorted(settings.evaluations):
-        result = run_search(search, key, steps=budget, evaluations=budget, progress=False)
-        found = {
-            "evaluations": budget,
-            "done": result.evaluations,
-            "seconds": result.seconds,
-        }
+    problem = Problem(objective, shape, count, start, jnp.stack(one_shot))
+    for budget, result in _search(context, problem, task.method, key):
         mask = result.mask(shape)
-        scored = _score(settings, task, network, sound, mask, pool)
-        yield row | found | {"loss": float(result.best.loss)} | scored
+        row |= {"evaluations": budget, "done": result.evaluations, "seconds": result.seconds}
+        yield row | {"loss": float(result.best.loss)} | _score(context, task, sound, mask)
+        if budget == max(settings.evaluations):
+            for name, loss, mask in _ends(task.method, result, count):
+                end = task._replace(method=f"{task.method}-{name}")
+                scores = _score(context, end, sound, mask)
+                yield row | {"method": end.method, "loss": loss} | scores
+
+
+def _ends(method: str, result: Result, count: int) -> Iterator[tuple[str, float, jax.Array]]:
+    """Names, losses and masks that a relaxation of soft masks ended with."""
+    relaxation = method.removeprefix("relaxed-")
+    if relaxation in SOFT and result.history:
+        soft = soft_mask(_relaxation(relaxation), result.state, count)
+        yield "soft", float(result.history["loss"][-1]), soft
+        yield "rounded", float(result.history["hard_loss"][-1]), hard_mask(result.state, count)
+
+
+def _search(
+    context: Context, problem: Problem, method: str, key: PRNGKey
+) -> Iterator[tuple[int, Result]]:
+    """Yields what a method finds with each number of evaluations, the fewest first."""
+    first, *then = HYBRIDS.get(method, (method,))
+    keys = jax.random.split(key, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        for budget in sorted(context.settings.evaluations):
+            share = budget // 2 if then else budget
+            result = _advance(context, problem, first, keys[0], share, folder)
+            for name in then:
+                begun = problem._replace(start=result.mask(problem.shape))
+                after = _advance(context, begun, name, keys[1], budget - result.evaluations)
+                result = after._replace(
+                    evaluations=result.evaluations + after.evaluations,
+                    seconds=result.seconds + after.seconds,
+                )
+            yield budget, result
+
+
+def _advance(
+    context: Context,
+    problem: Problem,
+    name: str,
+    key: PRNGKey,
+    budget: int,
+    folder: str | None = None,
+) -> Result:
+    """Runs a search, and goes on with it where it was if there is a folder."""
+    search = SEARCHES[name](problem)
+    if name not in context.compiled:
+        run_search(search, key, steps=1, progress=False)
+        context.compiled.add(name)
+    return run_search(search, key, steps=budget, evaluations=budget, folder=folder, progress=False)
 
 
 # What a genetic search begins with.
@@ -353,27 +418,23 @@ def _policy(name: str) -> Callable[..., jax.Array]:
     return jax.jit(POLICIES[name])
 
 
-def _score(
-    settings: Settings,
-    task: Task,
-    network: Pretrained,
-    sound: Sound,
-    mask: jax.Array,
-    pool: ScorePool,
-) -> Row:
-    """Writes a mask; returns its MSE, and futures of its scores."""
-    path = settings.out / "masks" / f"{task.name}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_mask(path, np.asarray(mask))
+def _score(context: Context, task: Task, sound: Sound, mask: jax.Array) -> Row:
+    """Writes a mask unless it is soft; returns its MSE, and futures of its scores."""
+    settings, network, pool = context.settings, context.network, context.pool
+    if mask.dtype == bool:
+        path = settings.out / "masks" / f"{task.name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_mask(path, np.asarray(mask))
     estimate = _complete(network.decoder)(network.params, sound.dense, mask)
     synthesize = make_synthesis(("all",), settings.n_samples, 0)
     made = synthesize(
         sound.spectrum[None],
         sound.dense[None],
-        mask[None],
+        # The bins are put back already, which soft masks need.
+        jnp.zeros((1, *mask.shape), bool),
         estimate[None],
         mask_key(0, task.clip.name)[None],
-        True,
+        False,
     )
     errors, _, sounds = jax.device_get(made)
     heard = sound.signal, sounds["all"][0]

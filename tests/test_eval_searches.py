@@ -35,6 +35,7 @@ def flags(data, out, *more):
 def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, capsys):
     out = tmp_path / "run"
     methods = ("random", "contrast", "swaps", "relaxed-projection", "genetic-thesis")
+    methods += ("relaxed-then-swaps",)
     more = ("--clips", "2", "--methods", *methods, "--evaluations", "61", "110")
     assert searches.main(flags(data, out, *more, "--json")) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -42,11 +43,19 @@ def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, ca
     groups = {(g["method"], g["evaluations"]): g for g in summary["groups"]}
     assert set(groups) == {("random", 0), ("contrast", 0)} | {
         (method, n) for method in methods[2:] for n in (61, 110)
-    }
-    for method in methods[2:]:
+    } | {("relaxed-projection-soft", 110), ("relaxed-projection-rounded", 110)}
+    # A hybrid with another budget is another search.
+    for method in methods[2:-1]:
         assert groups[method, 110]["loss"]["mean"] <= groups[method, 61]["loss"]["mean"]
     for method in ("swaps", "relaxed-projection"):
         assert groups[method, 110]["mse"]["mean"] < groups["contrast", 0]["mse"]["mean"]
+    soft, rounded, best = (
+        groups[f"relaxed-projection{end}", 110]["loss"]["mean"] for end in ("-soft", "-rounded", "")
+    )
+    assert soft != rounded and best <= rounded
+    assert groups["relaxed-then-swaps", 110]["loss"]["mean"] < groups["contrast", 0]["mse"]["mean"]
+    # Half of the evaluations are the relaxation's: 1 + 9 x 6 of them, and then 1 + 27 x 2.
+    assert groups["relaxed-then-swaps", 110]["done"]["mean"] == 110
     assert groups["genetic-thesis", 61]["done"]["mean"] == 50
     assert groups["genetic-thesis", 110]["done"]["mean"] == 95
     # What is searched for is what the mask is scored with.
