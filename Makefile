@@ -70,11 +70,12 @@ test-slow: $(VENV)/.numba  ## Run the tests that take long: whole evaluations, f
 	$(BIN)/python -m pytest $(WORKERS) -m "slow and not optimised"
 	$(AVX2) $(BIN)/python -m pytest $(WORKERS) -m "slow and optimised" $(NUMERICAL)
 
-bench: $(VENV)/.ready  ## Time training and searching against PyTorch (installed if absent), and metrics
-	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install \
+bench: $(VENV)/.ready  ## Compare training and searching with peers (installed if absent), and time metrics
+	@$(BIN)/python -c "import pymoo, torch" 2>/dev/null || $(PIP) install \
 		--build-constraint requirements-build.txt --constraint requirements.txt -e ".[benchmark]"
 	$(BIN)/python -m benchmarks.train_step --json
 	$(BIN)/python -m benchmarks.mask_search --json
+	$(BIN)/python -m benchmarks.subset_search --json
 	$(BIN)/python -m benchmarks.metrics --json
 
 format: $(VENV)/.ready  ## Rewrite the files in the project's format
