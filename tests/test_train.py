@@ -273,11 +273,42 @@ def test_masks_that_the_sampler_makes_have_the_count_and_get_harder(with_sampler
     assert rounded[settings.steps] < 0.6 * rounded[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["exact-sum", "lapsum", "entropic", "straight-through-entropic"])
+def test_a_sampler_takes_other_relaxations(with_sampler, key, name):
+    """Of the same count, in another way, and with a gradient."""
+    settings = dataclasses.replace(with_sampler, sampler_relaxation=name)
+    _, examples = loop.make_batch(
+        settings, jax.random.split(key), jax.random.normal(key, (2, 8000))
+    )
+    params = loop.SAMPLER.build().init(key)
+
+    def masks_of(settings, params):
+        return loop._exchange(settings, params, examples, jnp.int32(0)).mask[:1]
+
+    made = masks_of(settings, params)
+    np.testing.assert_allclose(made.sum((1, 2)), examples.mask[:1].sum((1, 2)), rtol=1e-3)
+    assert (made != masks_of(with_sampler, params)).any()
+    values = np.asarray(made).ravel()
+    assert (set(values.tolist()) == {0, 1}) == name.startswith("straight-through")
+    # Weights that tell bins apart, since the sum is settled.
+    weights = jax.random.normal(key, made.shape)
+    slope = jax.grad(lambda p: jnp.sum(weights * masks_of(settings, p)))(params)
+    assert jnp.abs(slope["output"]["kernel"]).max() > 0
+
+
 @pytest.mark.parametrize(
-    "setting", [{"sampler_share": 1.5}, {"sampler_start": "best"}, {"sampler_from": Path("a")}]
+    "setting",
+    [
+        {"sampler_share": 1.5},
+        {"sampler_start": "best"},
+        {"sampler_from": Path("a")},
+        {"sampler_relaxation": "logistic"},
+    ],
 )
 def test_settings_of_a_sampler_out_of_range_are_refused(settings, setting):
-    with pytest.raises(SettingsError, match=r"sampler_share|no policy is named 'best'"):
+    refused = r"sampler_share|no policy is named 'best'|sampler_relaxation must be one of exact-sum"
+    with pytest.raises(SettingsError, match=refused):
         dataclasses.replace(settings, **setting)
 
 

@@ -38,7 +38,7 @@ from jaxsparse.nn.sampler import SamplerConfig
 from jaxsparse.plots import draw_spectrogram
 from jaxsparse.policies import POLICIES, ScoredPolicy, depends_on_content
 from jaxsparse.pretrained import load_weights, save_weights, saved_config
-from jaxsparse.search.relaxations import projection
+from jaxsparse.search.relaxations import RELAXATIONS, geometric
 from jaxsparse.settings import SettingsError
 from jaxsparse.spectrogram import log_power
 from jaxsparse.terms import format_loss, make_loss, parse_loss
@@ -365,13 +365,13 @@ def _exchange(
 ) -> Example:
     """Exchanges bins of the first examples' masks by the sampler, with a gradient.
 
-    The masks are soft but nearly hard, keep their sums, and get harder from step to step. Hard
-    masks with the gradient of soft ones do not work: the gradient at a kept bin does not say what
-    hiding it would cost.
+    The masks keep their sums. Those of `projection` are soft but nearly hard, and get harder from
+    step to step. Hard masks with the gradient of soft ones did not work: the gradient at a kept bin
+    does not say what hiding it would cost.
     """
     n = settings.n_sampled * settings.crops_per_clip
-    first, last = SAMPLER_STEEPNESS
-    to_mask = projection(first * (last / first) ** (step / settings.steps)).to_mask
+    steepness = geometric(*SAMPLER_STEEPNESS, settings.steps)
+    to_mask = RELAXATIONS[settings.sampler_relaxation](steepness).to_mask
 
     def exchange(spectrogram: Spectrogram, mask: HardMask) -> SoftMask:
         scores = SAMPLER.build().apply(params, spectrogram, mask)

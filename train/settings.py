@@ -9,6 +9,7 @@ from jaxsparse.decoders import DECODERS, has_parameters, name_of
 from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.policies import POLICIES
+from jaxsparse.search.relaxations import RELAXATIONS
 from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.terms import TERMS, hears, parse_loss
 from jaxsparse.transforms.stft import STFTConfig
@@ -57,6 +58,8 @@ class Settings:
     sampler_share: float = 0.0
     # Policy that makes these masks.
     sampler_start: str = "densification"
+    # What makes soft masks, or hard ones, of its scores: any relaxation whose masks have the count.
+    sampler_relaxation: str = "projection"
     # A trained sampler (.safetensors) to go on with.
     sampler_from: Path | None = None
     # Each clip is made louder or quieter by up to so many dB.
@@ -122,6 +125,13 @@ class Settings:
                 raise SettingsError(f"no policy is named {name!r}; there are {', '.join(POLICIES)}")
         if len(self.share) not in (0, 2) or not all(0 <= s <= 1 for s in self.share):
             raise SettingsError("share takes the two ends of a range, between 0 and 1")
+        # Its masks have another sum unless they are rounded.
+        relaxations = [name for name in RELAXATIONS if name != "logistic"]
+        if self.sampler_relaxation not in relaxations:
+            raise SettingsError(
+                f"sampler_relaxation must be one of {', '.join(relaxations)}, not"
+                f" {self.sampler_relaxation!r}"
+            )
         if not 0 <= self.sampler_share <= 1:
             raise SettingsError("sampler_share must be from 0 to 1")
         if (self.sampler_share or self.sampler_from) and not self.n_sampled:
