@@ -9,9 +9,10 @@ Lagrangian relaxation as it is (soft), rounded (binary), and the best of its rou
 scored with all the original phases, and with those of bins at most 60 dB below the loudest one.
 
 --fitness says what is searched for, one search for each: the lowest MSE (mse), the highest PESQ
-(pesq), or the highest differentiable surrogate of PESQ (surrogate), which stays on the device. The
-relaxation needs a gradient, so it leaves PESQ out. The surrogate only guides a search: the tables'
-PESQ is that of `pesq` for its masks too, and a section of its own says how far the two are apart.
+(pesq), the highest differentiable surrogate of PESQ (surrogate), or a sum of both bands' surrogates
+and STOI (quality), which is harder to game; the last two stay on the device. The relaxation needs a
+gradient, so it leaves PESQ out. Surrogates only guide a search: the tables' PESQ is that of `pesq`
+for its masks too, and a section of its own says how far the surrogate is from it.
 
 RUN gets tables 4.1 to 4.3 beside the thesis' values (tables.md, tables.json, table-*.csv) and
 figures 4.11 to 4.13; rows.csv, one line for each mask and choice of phases; masks, as bits;
@@ -53,7 +54,12 @@ from jaxsparse.files import atomic_write, portable_path
 from jaxsparse.masks import count_observed, pack_mask, random_mask
 from jaxsparse.metrics import ScorePool
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
-from jaxsparse.objectives import mse_objective, pesq_objective, surrogate_objective
+from jaxsparse.objectives import (
+    mixture_objective,
+    mse_objective,
+    pesq_objective,
+    surrogate_objective,
+)
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
 from jaxsparse.search.contract import HostObjective, Objective, Search
@@ -76,7 +82,7 @@ from jaxsparse.types import SAMPLE_RATE
 
 Method: TypeAlias = Literal["random", "constant", "relaxation", "genetic", "control"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Fitness: TypeAlias = Literal["mse", "pesq", "surrogate"]
+Fitness: TypeAlias = Literal["mse", "pesq", "surrogate", "quality"]
 # Methods and fitnesses by the names of their files, in the order of rows.csv. There is no
 # relaxation for PESQ, which has no gradient.
 NAMES: dict[str, tuple[Method, Fitness | None]] = {
@@ -90,6 +96,9 @@ NAMES: dict[str, tuple[Method, Fitness | None]] = {
     "relaxation-surrogate": ("relaxation", "surrogate"),
     "genetic-surrogate": ("genetic", "surrogate"),
     "control-surrogate": ("control", "surrogate"),
+    "relaxation-quality": ("relaxation", "quality"),
+    "genetic-quality": ("genetic", "quality"),
+    "control-quality": ("control", "quality"),
 }
 PHASES: tuple[Phases, ...] = ("all", "60")
 # Folded into a clip's key: never change them, runs are resumed by them.
@@ -99,10 +108,13 @@ _KEYS = {
     "control-mse": 3,
     "control-pesq": 4,
     "relaxation": 5,
-    # As for PESQ, so that both begin with the same population and differ in fitness alone.
+    # As for PESQ, so that they begin with the same population and differ in fitness alone.
     "genetic-surrogate": 2,
     "control-surrogate": 6,
     "relaxation-surrogate": 7,
+    "genetic-quality": 2,
+    "control-quality": 8,
+    "relaxation-quality": 9,
 }
 
 
@@ -305,7 +317,7 @@ def _check(settings: Settings) -> None:
         if len(set(values)) < len(values) or not values:
             raise SettingsError(f"{name} needs at least one value, each of them once")
     if not _chosen(settings):
-        raise SettingsError("the relaxation needs a fitness that has a gradient: mse or surrogate")
+        raise SettingsError("the relaxation needs a fitness that has a gradient, not pesq")
     for sparsity in settings.sparsity:
         if not 0 < sparsity < 1:
             raise SettingsError(f"sparsity {sparsity} is not between 0 and 1")
@@ -521,19 +533,23 @@ def _genetic(settings: Settings, task: Task, pool: ScorePool) -> Found:
 
 
 def _by_gradient(settings: Settings, task: Task) -> Objective | HostObjective:
-    """The MSE or the surrogate, which have gradients where the decoder has."""
+    """An objective that has a gradient where the decoder has."""
     sound, network = task.sound, task.network
-    if NAMES[task.search][1] == "mse":
+    fitness = NAMES[task.search][1]
+    if fitness == "mse":
         return mse_objective(
             network.decoder, network.params, sound.dense, keep_observed=settings.keep_observed
         )
-    return surrogate_objective(
+    if fitness == "quality":
+        make = mixture_objective
+    else:
+        make = functools.partial(surrogate_objective, band=settings.fitness_band)
+    return make(
         network.decoder,
         network.params,
         sound.dense,
         jnp.angle(sound.spectrum),
         sound.signal,
-        band=settings.fitness_band,
         keep_observed=settings.keep_observed,
         config=CONFIG,
     )

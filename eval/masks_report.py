@@ -16,8 +16,12 @@ from eval.rows import Row, RowsError
 from jaxsparse.errors import one_line
 from jaxsparse.files import atomic_write
 
-# Searches by relaxation, for the MSE and for the surrogate.
-RELAXATION_SEARCHES = ("relaxation", "relaxation-surrogate")
+# Searches by relaxation and, in words, what for.
+RELAXATION_SEARCHES = {
+    "relaxation": "MSE",
+    "relaxation-surrogate": "surrogate",
+    "relaxation-quality": "quality",
+}
 # Of runs that were made before these were settings.
 DEFAULTS = {"relaxation": "logistic"}
 
@@ -42,6 +46,11 @@ TITLES = {
     "relaxation-surrogate-soft": "relaxation surrogate soft",
     "relaxation-surrogate-binary": "relaxation surrogate binary",
     "relaxation-surrogate-best": "relaxation surrogate best",
+    "genetic-quality": "genetic quality",
+    "control-quality": "control quality",
+    "relaxation-quality-soft": "relaxation quality soft",
+    "relaxation-quality-binary": "relaxation quality binary",
+    "relaxation-quality-best": "relaxation quality best",
 }
 PHASES_TITLES = {"all": "all", "60": "within 60 dB"}
 METRICS = ("mse", *SCORES)
@@ -64,16 +73,19 @@ COMPARED = (
     "constant",
     "relaxation-best",
 )
-# Found by the surrogate, which the thesis doesn't have: columns only where there are such rows.
 BY_SURROGATE = (
     "genetic-surrogate",
     "control-surrogate",
     *relaxed("relaxation-surrogate"),
 )
+BY_QUALITY = ("genetic-quality", "control-quality", *relaxed("relaxation-quality"))
+# What the thesis doesn't search for: columns only where there are such rows.
+OURS = (*BY_SURROGATE, *BY_QUALITY)
+_OURS_COMPARED = [method for method in OURS if not method.startswith("control")]
 COLUMNS = {
-    "4.1": (*REPRODUCTION, "genetic-surrogate", "control-surrogate"),
-    "4.2": (*COMPARED, "genetic-surrogate", *relaxed("relaxation-surrogate")),
-    "4.3": (*COMPARED, "genetic-surrogate", *relaxed("relaxation-surrogate")),
+    "4.1": (*REPRODUCTION, *(method for method in OURS if not method.startswith("relaxation"))),
+    "4.2": (*COMPARED, *_OURS_COMPARED),
+    "4.3": (*COMPARED, *_OURS_COMPARED),
 }
 # Numbers of the thesis' tables and the metrics that we give in each.
 TABLES = {"4.1": METRICS, "4.2": ("pesq_nb", "pesq_wb"), "4.3": ("stoi", "estoi")}
@@ -280,13 +292,13 @@ def tables(summary: dict[str, Any]) -> str:
         text += f"\n## Table {table}: {heading}\n\n"
         cells = summary["tables"][table]
         there = {cell["method"] for cell in cells}
-        columns = [x for x in COLUMNS[table] if x not in BY_SURROGATE or x in there]
+        columns = [x for x in COLUMNS[table] if x not in OURS or x in there]
         text += _table(cells, columns) + _cut_short(summary["searches"], cells)
-    for search in RELAXATION_SEARCHES:
+    for search, fitness in RELAXATION_SEARCHES.items():
         if lines := [line for line in summary["relaxation"] if line["search"] == search]:
             names = ("learning_rate", "multiplier_rate", "penalty", "steepness")
             used = ", ".join(f"{name.replace('_', ' ')} {settings[name]:g}" for name in names)
-            by = " by the surrogate" * (search == "relaxation-surrogate")
+            by = f" by the {fitness}" * (search != "relaxation")
             text += f"\n## Relaxation{by}\n\n"
             text += f"With the {settings['relaxation']} relaxation, {used}.\n"
             text += _relaxation_tables(lines)
@@ -371,8 +383,7 @@ def _relaxation_tables(lines: Sequence[Row]) -> str:
     titles = ["crossings", "violation", "multiplier", "gradient norm", "KKT residual", "relative"]
     text += "\nThe end of the search: entries whose rounded value is not that of the start, mean of"
     text += " the soft mask less the share of ones, and the gradient of the Lagrangian, alone and"
-    fitness = "MSE" if lines[0]["search"] == "relaxation" else "surrogate"
-    text += f" over that of the {fitness}.\n\n"
+    text += f" over that of the {RELAXATION_SEARCHES[lines[0]['search']]}.\n\n"
     return text + report.grid(
         ["sparsity", *titles],
         [
@@ -454,8 +465,9 @@ def write(summary: dict[str, Any], out: Path) -> None:
         writer.writerows(cells)
         atomic_write(out / f"table-{table}.csv", text.getvalue().encode())
     histories = read_histories(summary, out)
-    _plot_relaxation(histories, "relaxation", out / "figure-4.11.png")
-    _plot_relaxation(histories, "relaxation-surrogate", out / "figure-4.11-surrogate.png")
+    for search in RELAXATION_SEARCHES:
+        of = search.removeprefix("relaxation")
+        _plot_relaxation(histories, search, out / f"figure-4.11{of}.png")
     for fitness, figure in (("mse", "4.12"), ("pesq", "4.13")):
         _plot_fitness(summary, histories, fitness, out / f"figure-{figure}.png")
 

@@ -1,4 +1,5 @@
 import csv
+import functools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from test_eval import voice
 
 from eval import masks, masks_report
 from eval.rows import RowFile, lock_folder
-from jaxsparse import objectives, pretrained
+from jaxsparse import objectives, pretrained, terms
 from jaxsparse.masks import count_observed, random_mask, unpack_mask
 from jaxsparse.metrics import ScorePool, reference_pesq, reference_stoi
 from jaxsparse.pretrained import Card, Pretrained
@@ -28,12 +29,25 @@ N_SAMPLES = 8_000
 SHAPE = (1025, 1 + N_SAMPLES // 256)
 LEVEL = -30.0
 RELAXED = masks_report.relaxed("relaxation")
-ADDED = ("--sparsity", "0.95", "--methods", "relaxation", "genetic", "--fitness", "surrogate")
-BY_SURROGATE = {"genetic-surrogate", *masks_report.relaxed("relaxation-surrogate")}
+ADDED = (
+    "--sparsity",
+    "0.95",
+    "--methods",
+    "relaxation",
+    "genetic",
+    "--fitness",
+    "surrogate",
+    "quality",
+)
+OURS = {
+    *("genetic-surrogate", "genetic-quality"),
+    *masks_report.relaxed("relaxation-surrogate"),
+    *masks_report.relaxed("relaxation-quality"),
+}
 TABLES = ("tables.md", "tables.json", "table-4.1.csv", "table-4.2.csv", "table-4.3.csv")
 FIGURES = (
     *("figure-4.11.png", "figure-4.12.png", "figure-4.13.png"),
-    "figure-4.11-surrogate.png",
+    *("figure-4.11-surrogate.png", "figure-4.11-quality.png"),
 )
 
 
@@ -50,6 +64,10 @@ def likeness(*, reference, estimate, sample_rate, band):
     return {"wb": 4.0, "nb": 4.5}[band] / (1 + sample_rate / SAMPLE_RATE * share)
 
 
+def unlikeness(**clips):
+    return 4.64 - likeness(**clips)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def network():
     loaded = Pretrained(
@@ -58,6 +76,9 @@ def network():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrained, "load_pretrained", lambda name: loaded)
         patch.setattr(objectives, "pesq_surrogate", likeness)
+        for term, band in (("surrogate", "wb"), ("surrogate-nb", "nb")):
+            score = functools.partial(unlikeness, band=band)
+            patch.setitem(terms.TERMS, term, terms.Term(1.0, score))
         yield
 
 
@@ -77,7 +98,7 @@ def flags(clip, out, *more):
 
 @pytest.fixture(scope="module")
 def finished(clip, tmp_path_factory):
-    """A run of all methods, to which the surrogate was added, and which no test may change."""
+    """A run of all methods, to which two fitnesses were added, and which no test may change."""
     out = tmp_path_factory.mktemp("runs") / "run"
     assert masks.main(flags(clip, out)) == 0
     shutil.copy(out / "rows.csv", out.with_name("before.csv"))
@@ -108,7 +129,7 @@ def read_mask(out, name):
 def test_every_method_has_its_rows_masks_and_history(finished):
     rows = read_rows(finished)
     everywhere = {"random", "constant", "genetic-mse", "genetic-pesq", *RELAXED}
-    sparsest = {"control-mse", "control-pesq"} | BY_SURROGATE
+    sparsest = {"control-mse", "control-pesq"} | OURS
     assert set(rows) == {
         (sparsity, method, phases)
         for sparsity, methods in (("0.9", everywhere), ("0.95", everywhere | sparsest))
@@ -130,7 +151,7 @@ def test_every_method_has_its_rows_masks_and_history(finished):
         # What was searched for is what the mask is scored with.
         if method.endswith("pesq") and row["phases"] == "all":
             assert float(row["loss"]) == pytest.approx(-float(row["pesq_nb"]), abs=1e-4)
-        elif searched and not method.endswith("pesq") and "surrogate" not in method:
+        elif searched and not {"pesq", "surrogate", "quality"} & set(method.split("-")):
             assert float(row["loss"]) == pytest.approx(float(row["mse"]), rel=1e-5)
     for name in ("90-genetic-mse", "95-control-pesq", "95-genetic-surrogate"):
         history = (finished / "history" / f"voice-{name}.csv").read_text().splitlines()
@@ -147,6 +168,7 @@ SCORED = (
     "relaxation-soft",
     "genetic-surrogate",
     "relaxation-surrogate-soft",
+    "genetic-quality",
 )
 
 
@@ -185,6 +207,11 @@ def test_rows_are_what_the_mask_gives_by_itself(method, clip, finished, pool):
         if "surrogate" in method and phases == "all":
             seen = likeness(**batch, sample_rate=SAMPLE_RATE, band="nb")[0]
             assert float(row["loss"]) == pytest.approx(-float(seen), abs=1e-3)
+        if method == "genetic-quality" and phases == "all":
+            about = {**batch, "sample_rate": SAMPLE_RATE}
+            of_bands = sum(unlikeness(**about, band=band)[0] for band in ("wb", "nb"))
+            expected = float(of_bands) + 10 * (1 - scores.values[0])
+            assert float(row["loss"]) == pytest.approx(expected, abs=5e-3)
 
 
 @pytest.mark.slow
@@ -231,9 +258,9 @@ def test_a_fitness_is_added_to_what_is_there(finished):
     assert line["failed"] == "0" and float(line["gradient_norm"]) > 0
 
 
-def test_only_searches_for_pesq_and_its_surrogate_begin_with_the_same_population():
+def test_only_searches_for_pesq_and_what_stands_for_it_begin_with_the_same_population():
     keys = dict(masks._KEYS)
-    assert keys.pop("genetic-surrogate") == keys["genetic-pesq"]
+    assert keys.pop("genetic-surrogate") == keys["genetic-pesq"] == keys.pop("genetic-quality")
     assert len(set(keys.values())) == len(keys)
     assert {name for name, (_, fitness) in masks.NAMES.items() if fitness} == set(masks._KEYS)
 
