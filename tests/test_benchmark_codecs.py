@@ -144,6 +144,7 @@ def test_opus_decoded_with_lace_is_the_same_packets(sentence):
     assert len({sound.tobytes() for sound in sounds}) == 3
 
 
+@pytest.mark.slow
 def test_our_codec_is_coded_at_its_rate_and_its_file_counted(sentence):
     codec = own.make_codec((16.0,), 0)
     assert codec.available() is None

@@ -347,6 +347,7 @@ def test_the_codec_takes_a_network_of_ones_own_by_its_path(unet, clips, tmp_path
     assert other == 2 and "needs the network" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line_names_the_file_of_a_decoder_that_is_at_fault(clips, tmp_path, capsys):
     missing, folder = tmp_path / "no.safetensors", tmp_path / "folder.safetensors"
     folder.mkdir()

@@ -91,6 +91,7 @@ def read_rows(out):
     return list(csv.DictReader((out / "rows.csv").read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_evaluates_every_clip_method_and_seed(data, networks, tmp_path):
     out = tmp_path / "run"
     summary = reconstruction.run(

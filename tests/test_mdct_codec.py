@@ -60,6 +60,7 @@ def test_more_bits_sound_better():
     assert scores[2] > 3.5
 
 
+@pytest.mark.slow
 def test_shares_are_met():
     samples = speech(30_000)[:, None]
     for share in (0.9, 0.97):

@@ -182,7 +182,11 @@ NAMES = ("x", "mask", "kernel", "bias")
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     ("normalization", "size", "kernel_gradient"),
-    [("count", 3, "native"), ("count", 5, "auto"), ("weight", 3, "auto")],
+    [
+        pytest.param("count", 3, "native", marks=pytest.mark.slow),
+        pytest.param("count", 5, "auto", marks=pytest.mark.slow),
+        ("weight", 3, "auto"),
+    ],
 )
 def test_soft_gradients_equal_finite_differences(normalization, size, kernel_gradient):
     shape = (7, 6)
