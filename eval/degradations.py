@@ -1,15 +1,17 @@
 """Speech made worse in the ways that metrics are compared on, drawn from (seed, clip's name)."""
 
 import functools
+import io
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 import scipy.signal
+import soundfile
 
 from jaxsparse import codec, pretrained
 from jaxsparse.contracts import Decoder
@@ -22,15 +24,30 @@ from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
 
 MaskKind: TypeAlias = Literal["random mask", "clustered mask", "mixed mask"]
-UncodedKind: TypeAlias = Literal[MaskKind, "noise", "clipping", "low-pass", "one sparsity"]
-Kind: TypeAlias = Literal[UncodedKind, "codec", "searched codec", "searched mask"]
-KINDS: tuple[UncodedKind, ...] = get_args(UncodedKind)
+DegradedKind: TypeAlias = Literal[MaskKind, "noise", "clipping", "low-pass", "Opus", "lost packets"]
+UnseenKind: TypeAlias = Literal["MP3", "Vorbis", "reverberation", "pink noise", "subtracted noise"]
+Kind: TypeAlias = Literal[
+    DegradedKind, UnseenKind, "one sparsity", "codec", "searched codec", "searched mask"
+]
+KINDS: tuple[DegradedKind, ...] = get_args(DegradedKind)
+UNSEEN_KINDS: tuple[UnseenKind, ...] = get_args(UnseenKind)
+"""What no metric is calibrated on."""
 MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 SPARSITIES = (0.8, 0.85, 0.9, 0.95)
 # Bins and frames over which the scores of clustered masks are smoothed.
 _CLUSTER = (3.0, 1.5)
 # Draws of each degradation that is none of a mask.
 _DRAWS = 2
+# Seconds of a packet, and of the shortest and the longest reverberation until it is 60 dB down.
+_PACKET = 0.02
+_REVERBERATION = (0.2, 1.0)
+# Lossy formats of libsndfile, and the compression levels that are drawn: Opus takes 32 to 7 kbit/s
+# for them, MP3 40 to 23, Vorbis 52 to 31.
+_FORMATS = {
+    "Opus": ("OGG", "OPUS", 0.9, 1.0),
+    "MP3": ("MP3", "MPEG_LAYER_III", 0.5, 0.99),
+    "Vorbis": ("OGG", "VORBIS", 0.5, 1.0),
+}
 # Rates that clips are coded at in kbit/s, and effort of the search.
 _KBPS = (2.4, 20.0)
 _EFFORT = 2
@@ -63,8 +80,7 @@ def degrade(name: str, signal: np.ndarray, seed: int = 0) -> Iterator[Degraded]:
     yield from _masked(rng, signal)
     for _ in range(_DRAWS):
         ratio = rng.uniform(0, 40)
-        noise = rng.normal(size=signal.size) * np.sqrt(np.mean(signal**2) / 10 ** (ratio / 10))
-        yield Degraded("noise", ratio, (signal + noise).astype(np.float32))
+        yield Degraded("noise", ratio, _add(signal, rng.normal(size=signal.size), ratio))
         share = 10 ** rng.uniform(-3, -0.5)
         limit = np.quantile(np.abs(signal), 1 - share)
         yield Degraded("clipping", share, np.clip(signal, -limit, limit))
@@ -72,6 +88,75 @@ def degrade(name: str, signal: np.ndarray, seed: int = 0) -> Iterator[Degraded]:
         sections = scipy.signal.butter(8, cutoff, fs=SAMPLE_RATE, output="sos")
         filtered = scipy.signal.sosfiltfilt(sections, signal)
         yield Degraded("low-pass", cutoff, filtered.astype(np.float32))
+    for _ in range(_DRAWS):
+        yield _lossy("Opus", rng, signal)
+        share = 10 ** rng.uniform(-2, -0.7)
+        n = round(_PACKET * SAMPLE_RATE)
+        arrives = rng.uniform(size=-(-signal.size // n)) >= share
+        # One of a short clip's, too.
+        arrives[rng.integers(arrives.size)] = False
+        received = signal * np.repeat(arrives, n)[: signal.size]
+        yield Degraded("lost packets", share, received.astype(np.float32))
+
+
+def unseen(name: str, signal: np.ndarray, seed: int = 0) -> Iterator[Degraded]:
+    """Yields a clip's degradations of kinds that no metric is calibrated on.
+
+    Args:
+        name: Of the clip.
+        signal: At 16 kHz, [N].
+        seed: Of all that is drawn.
+    """
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode()), 4))
+    yield _lossy("MP3", rng, signal)
+    yield _lossy("Vorbis", rng, signal)
+    seconds = rng.uniform(*_REVERBERATION)
+    yield Degraded("reverberation", seconds, _reverberate(rng, signal, seconds))
+    ratio = rng.uniform(0, 40)
+    shape = 1 / np.sqrt(np.arange(1, signal.size // 2 + 2))
+    noise = np.fft.irfft(shape * np.fft.rfft(rng.normal(size=signal.size)), signal.size)
+    yield Degraded("pink noise", ratio, _add(signal, noise, ratio))
+    ratio = rng.uniform(5, 30)
+    noisy = _add(signal, rng.normal(size=signal.size), ratio)
+    yield Degraded("subtracted noise", ratio, _subtract(noisy, noisy - signal))
+
+
+def _add(signal: np.ndarray, noise: np.ndarray, ratio: float) -> np.ndarray:
+    """Adds noise so many dB below the signal."""
+    gain = np.sqrt(np.mean(signal**2) / np.mean(noise**2) / 10 ** (ratio / 10))
+    return (signal + gain * noise).astype(np.float32)
+
+
+def _lossy(kind: Literal["Opus", "MP3", "Vorbis"], rng: Any, signal: np.ndarray) -> Degraded:
+    """Codes a clip; what comes back is neither moved nor longer."""
+    container, subtype, *levels = _FORMATS[kind]
+    level = rng.uniform(*levels)
+    with io.BytesIO() as file:
+        soundfile.write(
+            file, signal, SAMPLE_RATE, subtype, format=container, compression_level=level
+        )
+        file.seek(0)
+        decoded, _ = soundfile.read(file, dtype="float32")
+    return Degraded(kind, level, np.resize(decoded, signal.size))
+
+
+def _reverberate(rng: Any, signal: np.ndarray, seconds: float) -> np.ndarray:
+    """Adds noise that decays by 60 dB in so many seconds to the response of a room."""
+    n = round(seconds * SAMPLE_RATE)
+    tail = rng.normal(size=n) * 10 ** (-3 * np.arange(n) / n)
+    # As strong as the direct sound to 15 dB weaker.
+    tail *= 10 ** (-rng.uniform(0, 15) / 20) / np.sqrt(np.sum(tail**2))
+    reflected = scipy.signal.fftconvolve(signal, tail)[: signal.size]
+    return (signal + reflected).astype(np.float32)
+
+
+def _subtract(noisy: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Subtracts the noise's mean power spectrum from each frame's, down to -20 dB."""
+    transform = functools.partial(scipy.signal.stft, nperseg=512)
+    spectrum, power = transform(noisy)[2], np.mean(np.abs(transform(noise)[2]) ** 2, axis=1)
+    gain = 1 - power[:, None] / np.maximum(np.abs(spectrum) ** 2, 1e-12)
+    cleaned = scipy.signal.istft(np.sqrt(np.maximum(gain, 0.01)) * spectrum, nperseg=512)[1]
+    return np.asarray(cleaned, np.float32)[: noisy.size]
 
 
 def same_sparsity(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Iterator[Degraded]:

@@ -1,11 +1,13 @@
 """How far the metrics on the device are from `pesq` and `pystoi`.
 
 ``python -m eval.metrics --data $JAXSPARSE_DATA/valid $JAXSPARSE_DATA/test --out RUN`` makes the
-first 77,276 samples of each clip worse in 16 ways (random, clustered and mixed masks, noise,
-clipping, low-pass), scores each by `pesq` and `pystoi` and by `jaxsparse.metrics`, and reports the
-differences, kind by kind. STOI and extended STOI should be the same; the surrogate is no PESQ, and
-is compared with it. Rank correlations are over all pairs, over the masks of each clip, and over
-random masks of the same sparsity of some clips, as they are in a search's first generation.
+first 77,276 samples of each clip worse in 25 ways: random, clustered and mixed masks, noise,
+clipping, low-pass, Opus and lost packets, and five kinds that the surrogate was not calibrated on:
+MP3, Vorbis, reverberation, pink noise and what subtracting noise leaves. `pesq`, `pystoi` and
+`jaxsparse.metrics` score each, and the differences are reported, kind by kind. STOI and extended
+STOI should be the same; the surrogate is no PESQ, and is compared with it. Rank correlations are
+over all pairs, over the masks of each clip, and over random masks of the same sparsity of some
+clips, as they are in a search's first generation.
 
 `pesq` is also asked about the same pairs with a quarter of a second of silence before both sounds.
 How far that moves it is what no surrogate for aligned sounds can foresee.
@@ -33,7 +35,15 @@ from tqdm import tqdm
 
 from eval import report
 from eval.command import parse_settings, run_command
-from eval.degradations import KINDS, MASK_KINDS, Degraded, degrade, same_sparsity
+from eval.degradations import (
+    KINDS,
+    MASK_KINDS,
+    UNSEEN_KINDS,
+    Degraded,
+    degrade,
+    same_sparsity,
+    unseen,
+)
 from eval.rows import Row, RowFile, parse_reasons
 from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES
@@ -68,6 +78,7 @@ MOVED: tuple[Metric, ...] = ("pesq_wb", "pesq_nb")
 _SILENCE = SAMPLE_RATE // 4
 # Where the silence moves it by less, it is taken as judging what the surrogate judges.
 STEADY = 0.05
+PLOTTED = (*KINDS, "one sparsity", *UNSEEN_KINDS)
 # The device takes so many pairs at once.
 _BATCH = 16
 COLUMNS: dict[str, Callable[[str], Any]] = {
@@ -161,7 +172,10 @@ def compare(
         signal = clip.read(settings.n_samples)
     except AudioError as error:
         raise AudioError(f"{clip.name}: {error}") from error
-    pairs = list(degrade(clip.name, signal, settings.seed))
+    pairs = [
+        *degrade(clip.name, signal, settings.seed),
+        *unseen(clip.name, signal, settings.seed),
+    ]
     if with_generation:
         pairs += same_sparsity(clip.name, signal, settings.generation, settings.seed)
     pending = [
@@ -226,8 +240,11 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     summary: dict[str, Any] = {"pairs": len(rows), "clips": len({row["clip"] for row in rows})}
     for metric in DEVICE:
         # Those of one sparsity are of a few clips, and would weigh these more than the others.
-        groups = {"all": [row for row in rows if row["kind"] != "one sparsity"]}
-        groups |= {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
+        groups = {
+            "all": [row for row in rows if row["kind"] in KINDS],
+            "not calibrated on": [row for row in rows if row["kind"] in UNSEEN_KINDS],
+        }
+        groups |= {kind: [row for row in rows if row["kind"] == kind] for kind in PLOTTED}
         lines = {kind: differences(group, NAMES[metric], metric) for kind, group in groups.items()}
         found: dict[str, Any] = {"kinds": {k: line for k, line in lines.items() if line["pairs"]}}
         masks = [row for row in rows if row["kind"] in MASK_KINDS]
@@ -290,7 +307,8 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
 def table(summary: dict[str, Any]) -> str:
     """The summary as Markdown."""
     text = f"{summary['pairs']} pairs of {summary['clips']} clips; 'all' is without those of one "
-    text += "sparsity, which are of a few clips alone.\n"
+    text += "sparsity, which are of a few clips alone, and without what surrogates were not "
+    text += "calibrated on.\n"
     for metric, title in TITLES.items():
         found, digits = summary[NAMES[metric]], 3 if metric in MOVED else 6
         names = ("median", "95 %", "largest", "mean difference")
@@ -347,7 +365,7 @@ def plot(rows: Sequence[Row]) -> bytes:
     figure = matplotlib.figure.Figure((9, 8), layout="constrained")
     panels = figure.subplots(2, 2).ravel()
     for axes, (metric, title) in zip(panels, TITLES.items(), strict=True):
-        for kind in KINDS:
+        for kind in PLOTTED:
             x, y = _both([r for r in rows if r["kind"] == kind], metric, NAMES[metric])
             axes.plot(x, y, ".", markersize=3, label=kind)
         low, high = (
@@ -359,7 +377,7 @@ def plot(rows: Sequence[Row]) -> bytes:
         axes.set(title=title, xlabel=f"{package}", ylabel="on the device")
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(KINDS), fontsize="small")
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize="small")
     with io.BytesIO() as buffer:
         figure.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()

@@ -10,7 +10,7 @@ from reference import decoder
 from test_reference_metrics import speech_like
 
 from eval import degradations, metrics
-from eval.degradations import KINDS, degrade, same_sparsity
+from eval.degradations import KINDS, UNSEEN_KINDS, degrade, same_sparsity, unseen
 from eval.rows import RowFile
 from jaxsparse import pretrained
 from jaxsparse.errors import AudioError
@@ -21,7 +21,8 @@ from train import surrogate
 
 N_SAMPLES = 12_000
 # Random and clustered masks at four sparsities, mixed ones at two, twice three others.
-N_PAIRS = 4 + 4 + 2 + 6
+N_PAIRS = 4 + 4 + 2 + 6 + 4
+N_UNSEEN = len(UNSEEN_KINDS)
 
 
 def apply(params, spectrogram, mask, valid=None):
@@ -74,7 +75,7 @@ def read_rows(out):
 def test_degradations_are_drawn_from_name_and_seed():
     signal = speech_like(N_SAMPLES / 16_000)
     first = list(degrade("a", signal))
-    assert {pair.kind for pair in first} == set(KINDS) - {"one sparsity"}
+    assert {pair.kind for pair in first} == set(KINDS)
     assert len(first) == N_PAIRS
     again = next(degrade("a", signal))
     assert again.level == first[0].level
@@ -86,10 +87,24 @@ def test_degradations_are_drawn_from_name_and_seed():
     assert np.any(masks[0].signal != masks[1].signal)
 
 
+def test_kinds_that_are_not_calibrated_on_keep_time_and_length():
+    """Neither codecs nor filters move the sound, which metrics would take for much worse."""
+    signal = speech_like(N_SAMPLES / 16_000)
+    pairs = list(unseen("a", signal))
+    assert {pair.kind for pair in pairs} == set(UNSEEN_KINDS)
+    for pair, again in zip(pairs, unseen("a", signal), strict=True):
+        np.testing.assert_array_equal(pair.signal, again.signal)
+        assert pair.signal.shape == signal.shape and pair.signal.dtype == np.float32
+        lags = range(-400, 401)
+        products = [np.dot(signal, np.roll(pair.signal, lag)) for lag in lags]
+        assert lags[int(np.argmax(products))] == 0, pair.kind
+        assert np.any(pair.signal != signal)
+
+
 @pytest.mark.slow
 def test_each_pair_has_what_host_and_device_say(finished, data):
     rows = read_rows(finished)
-    assert len(rows) == 2 * N_PAIRS + 3
+    assert len(rows) == 2 * (N_PAIRS + N_UNSEEN) + 3
     signal = soundfile.read(data / "0.flac", dtype="float32")[0]
     pairs = list(degrade("0.flac", signal))
     for i in (0, 3, len(pairs) - 1):
@@ -113,7 +128,7 @@ def test_each_pair_has_what_host_and_device_say(finished, data):
 @pytest.mark.slow
 def test_the_summary_is_of_the_rows(finished):
     rows, summary = read_rows(finished), json.loads((finished / "summary.json").read_text())
-    pairs = [row for row in rows if row["kind"] != "one sparsity"]
+    pairs = [row for row in rows if row["kind"] in KINDS]
     errors = [abs(row["surrogate_wb"] - row["pesq_wb"]) for row in pairs]
     line = summary["surrogate_wb"]["kinds"]["all"]
     assert (line["pairs"], summary["pairs"]) == (len(pairs), len(rows))
@@ -125,6 +140,8 @@ def test_the_summary_is_of_the_rows(finished):
     assert summary["surrogate_wb"]["steady"]["pairs"] == len(steady)
     if steady:
         assert summary["surrogate_wb"]["steady"]["largest"] == pytest.approx(max(steady))
+    unseen_line = summary["surrogate_wb"]["kinds"]["not calibrated on"]
+    assert unseen_line["pairs"] == 2 * N_UNSEEN
     assert line["median"] == pytest.approx(np.median(errors))
     assert line["largest"] == pytest.approx(max(errors))
     assert summary["device_stoi"]["kinds"]["all"]["largest"] < 1e-3
@@ -202,7 +219,10 @@ def test_calibrating_brings_the_surrogate_nearer_to_pesq(calibration):
     settings, result = calibration
     written = json.loads((settings.out / "surrogate.json").read_text())
     assert written == result
-    pairs = surrogate.load_pairs(sorted(settings.out.glob("pairs/*.npz"))[:1], "wb")
+    files = sorted(settings.out.glob("pairs/*.npz"))[:1]
+    kinds = surrogate.load_kinds(files, "wb")
+    seen = ~np.isin(kinds, UNSEEN_KINDS)
+    pairs = surrogate.Pairs(*(values[seen] for values in surrogate.load_pairs(files, "wb")))
     fitted = surrogate.Calibration(
         **{k: jnp.asarray(v) for k, v in result["wb"]["calibration"].items()}
     )
@@ -214,6 +234,7 @@ def test_calibrating_brings_the_surrogate_nearer_to_pesq(calibration):
     held_out = result["wb"]["held_out"]
     assert held_out["codec"]["pairs"] == held_out["searched mask"]["pairs"] == 1
     assert held_out["all"]["pairs"] == N_PAIRS + 2
+    assert held_out["not calibrated on"]["pairs"] == N_UNSEEN
     assert held_out["all"]["median_error"] != result["wb"]["before"]["all"]["median_error"]
     assert after < before / 2
 

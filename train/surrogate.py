@@ -5,8 +5,8 @@ search, and go through masks that a search found; `pesq` scores them, with as ma
 there are CPUs; then the constants of `jaxsparse.metrics.surrogate` are moved, from the published
 values on, so that the surrogate says the same. RUN gets the pairs, from which a run that was
 stopped goes on, and surrogate.json, which belongs into `jaxsparse/metrics`. A tenth of the clips
-is held out and tells how well that went, beside the calibration that is there. Most of its time
-goes to the searches.
+is held out and tells how well that went, beside the calibration that is there; so do kinds of
+degradation that are left out of the calibration. Most of its time goes to the searches.
 """
 
 import functools
@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from eval.command import parse_settings, run_command
-from eval.degradations import coded, degrade, searched_masks
+from eval.degradations import UNSEEN_KINDS, coded, degrade, searched_masks, unseen
 from jaxsparse import manifest
 from jaxsparse._scoring import PESQ
 from jaxsparse.data.clips import Clip, find_clips
@@ -145,14 +145,18 @@ def run(settings: Settings) -> dict[str, Any]:
     held_out = max(len(files) // 10, 1)
     result: dict[str, Any] = {"data": f"{len(files)} clips of {portable_path(settings.data)}"}
     for band in BANDS:
-        known, unknown = load_pairs(files[:-held_out], band), load_pairs(files[-held_out:], band)
+        (known, kinds), (unknown, unknown_kinds) = (
+            (load_pairs(part, band), load_kinds(part, band))
+            for part in (files[:-held_out], files[-held_out:])
+        )
+        seen = ~np.isin(kinds, UNSEEN_KINDS)
+        known = Pairs(*(values[seen] for values in known))
         calibration = fit(known, band, settings)
-        kinds = load_kinds(files[-held_out:], band)
         result[band] = {
             "calibration": jax.tree.map(_rounded, calibration._asdict()),
             "pairs": len(known.pesq),
-            "held_out": judge(unknown, kinds, calibration, band, settings.batch),
-            "before": judge(unknown, kinds, calibrated(band), band, settings.batch),
+            "held_out": judge(unknown, unknown_kinds, calibration, band, settings.batch),
+            "before": judge(unknown, unknown_kinds, calibrated(band), band, settings.batch),
         }
     atomic_write(settings.out / "surrogate.json", (json.dumps(result, indent=1) + "\n").encode())
     return result
@@ -174,6 +178,7 @@ def make_pairs(clip: Clip, settings: Settings, path: Path, pool: ScorePool) -> P
         *degrade(clip.name, signal),
         *coded(clip.name, signal, settings.coded, settings.searched),
         *searched_masks(clip.name, signal, settings.masks),
+        *unseen(clip.name, signal),
     ]
     estimates = [degraded.signal for degraded in pairs]
     content: dict[str, np.ndarray] = {"kind": np.array([degraded.kind for degraded in pairs])}
@@ -246,9 +251,10 @@ def _good(file: Any, band: Band) -> np.ndarray:
 def judge(
     pairs: Pairs, kinds: np.ndarray, calibration: Calibration, band: Band, size: int
 ) -> dict[str, Any]:
-    """Compares a calibration with `pesq`, over all pairs and kind by kind."""
+    """Compares a calibration with `pesq`: the kinds it was made for, the others, and one by one."""
     differences = predict(pairs, calibration, band, size) - pairs.pesq
-    groups = {"all": np.full(len(kinds), True)}
+    is_unseen = np.isin(kinds, UNSEEN_KINDS)
+    groups = {"all": ~is_unseen, "not calibrated on": is_unseen}
     groups |= {kind: kinds == kind for kind in np.unique(kinds).tolist()}
     return {
         kind: {
@@ -258,6 +264,7 @@ def judge(
             "error_95": round(float(np.quantile(np.abs(differences[group]), 0.95)), 4),
         }
         for kind, group in groups.items()
+        if group.any()
     }
 
 
