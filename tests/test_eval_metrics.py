@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -242,11 +243,18 @@ def test_calibrating_brings_the_surrogate_nearer_to_pesq(calibration):
 @pytest.mark.slow
 def test_pairs_that_are_there_are_not_made_again(calibration, monkeypatch):
     settings, result = calibration
-    monkeypatch.setattr(surrogate, "degrade", None)
     monkeypatch.setattr(surrogate, "fit", lambda *_: published())
-    again = surrogate.run(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(surrogate, "degrade", None)
+        again = surrogate.run(settings)
     assert again["wb"]["pairs"] == result["wb"]["pairs"]
     assert again["wb"]["calibration"] != result["wb"]["calibration"]
+    # Those of another clip are added.
+    kept = sorted(settings.out.glob("pairs/*.npz"))
+    times = [path.stat().st_mtime_ns for path in kept]
+    more = surrogate.run(dataclasses.replace(settings, clips=3))
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    assert more["wb"]["pairs"] == 2 * result["wb"]["pairs"]
 
 
 @pytest.mark.slow

@@ -120,11 +120,13 @@ def run(settings: Settings) -> dict[str, Any]:
     check_least(settings, least)
     if not 0 < settings.learning_rate < math.inf:
         raise SettingsError("learning_rate must be more than 0 and finite")
-    clips = find_clips(settings.data, None)[: settings.clips]
+    found = find_clips(settings.data, None)
+    clips = found[: settings.clips]
     if len(clips) < 2:
         raise SettingsError(f"{settings.data} has one clip, and another has to be held out")
     folder = settings.out / "pairs"
-    names = "\n".join(clip.name for clip in clips)
+    # Of all, so that a run may be given more of them.
+    names = "\n".join(clip.name for clip in found)
     identity = {
         "n_samples": settings.n_samples,
         "clips": hashlib.sha256(os.fsencode(names)).hexdigest(),
