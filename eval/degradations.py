@@ -16,9 +16,9 @@ import soundfile
 from jaxsparse import codec, pretrained
 from jaxsparse.contracts import Decoder
 from jaxsparse.masks import count_observed, project_to_count
-from jaxsparse.policies import mixed, random
+from jaxsparse.policies import POLICIES, mixed, random
 from jaxsparse.reconstruct import put_back, then, to_waveform
-from jaxsparse.searched import improve
+from jaxsparse.searched import SEARCHES, improve
 from jaxsparse.spectrogram import log_power
 from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
@@ -51,8 +51,10 @@ _FORMATS = {
 # Rates that clips are coded at in kbit/s, and effort of the search.
 _KBPS = (2.4, 20.0)
 _EFFORT = 2
-# Evaluations of a search for a mask, and the sparsities that are drawn.
+# Evaluations of a search for a mask, policies that it begins with, and the sparsities; one each is
+# drawn.
 _EVALUATIONS = 61
+_STARTS = ("mixed", "contrast-70", "learned")
 _SEARCHED = (0.9, 0.98)
 
 
@@ -194,7 +196,7 @@ def coded(
 
 
 def searched_masks(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Iterator[Degraded]:
-    """Yields a clip through masks that a search by the surrogate found, at sparsities drawn.
+    """Yields a clip through masks that searches by the surrogate found, at sparsities drawn.
 
     Args:
         name: Of the clip.
@@ -209,8 +211,18 @@ def searched_masks(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Iter
     for _ in range(n):
         sparsity = round(rng.uniform(*_SEARCHED), 3)
         key = _key(rng)
-        mask = mixed(key, dense, count_observed(dense.shape, sparsity))
-        found = improve(key, mask, dense, phase, network, seconds=None, evaluations=_EVALUATIONS)
+        start, search = rng.choice(_STARTS), rng.choice(list(SEARCHES))
+        mask = _policy(str(start))(key, dense, count_observed(dense.shape, sparsity))
+        found = improve(
+            key,
+            mask,
+            dense,
+            phase,
+            network,
+            search=str(search),
+            seconds=None,
+            evaluations=_EVALUATIONS,
+        )
         synthesize = _completion(network.decoder, True, signal.size)
         sound = synthesize(network.params, dense, found, None, phase)
         yield Degraded("searched mask", sparsity, np.asarray(sound))
@@ -241,6 +253,11 @@ def _synthesis(signal: np.ndarray) -> tuple[Callable[..., np.ndarray], jax.Array
         return np.asarray(synthesize(params, dense, mask, None, phase))
 
     return sound, dense
+
+
+@functools.lru_cache
+def _policy(name: str) -> Callable[..., jax.Array]:
+    return jax.jit(POLICIES[name])
 
 
 def _key(rng: np.random.Generator) -> jax.Array:

@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from tqdm import tqdm
 
 from eval import searches_report
@@ -51,11 +50,12 @@ from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import reconstruct_spectrogram
 from jaxsparse.search.contract import Search
 from jaxsparse.search.genetic import THESIS, GeneticConfig, genetic
-from jaxsparse.search.lagrangian import hard_mask, lagrangian, soft_mask
-from jaxsparse.search.relaxations import RELAXATIONS, SOFT, Relaxation, narrow_start
+from jaxsparse.search.lagrangian import hard_mask, soft_mask
+from jaxsparse.search.relaxations import RELAXATIONS, SOFT, Relaxation
 from jaxsparse.search.run import Result
 from jaxsparse.search.run import run as run_search
 from jaxsparse.search.swaps import SwapConfig, swaps
+from jaxsparse.searched import relaxed
 from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.spectrogram import log_power
 from jaxsparse.terms import parse_loss
@@ -77,13 +77,9 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(SCORES, float),
     **{f"moved_{metric}": float for metric in MOVED},
 }
-# Of a relaxation's scores, from those of `narrow_start` on.
-_optimizer = optax.adam(0.1)
 # A projection is hard already where the others are nearly so.
 _STEEPNESS = {"projection": 1.0}
 _STEEPNESS_OF_OTHERS = 8.0
-# After so many updates the scores are rounded.
-_UPDATES_PER_STEP = 4
 
 
 class Problem(NamedTuple):
@@ -111,19 +107,12 @@ def _swaps(exchange: Any, problem: Problem) -> Search:
 
 def _relaxation(name: str) -> Relaxation:
     steepness = _STEEPNESS.get(name.removeprefix("straight-through-"), _STEEPNESS_OF_OTHERS)
-    return RELAXATIONS[name](steepness=steepness)._replace(to_scores=narrow_start)
+    return RELAXATIONS[name](steepness=steepness)
 
 
 def _relaxed(name: str, derivative: Derivative, problem: Problem) -> Search:
-    return lagrangian(
-        problem.objective(derivative),
-        problem.shape,
-        problem.n_ones,
-        relaxation=_relaxation(name),
-        optimizer=_optimizer,
-        start=problem.start,
-        updates_per_step=_UPDATES_PER_STEP,
-    )
+    objective, relaxation = problem.objective(derivative), _relaxation(name)
+    return relaxed(objective, problem.shape, problem.n_ones, problem.start, relaxation)
 
 
 def _genetic(config: GeneticConfig, begins: bool, problem: Problem) -> Search:

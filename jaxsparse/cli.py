@@ -579,7 +579,10 @@ _OR_STDIN, _OR_STDOUT = ", or - for standard input", ", or - for standard output
 _STFT_FLAGS = ("phases", "phase-bits", "value-step", "seed", "decoder", "search", "budget")
 _MDCT_FLAGS = ("kbps", "pesq", "effort", "bandwidth", "codec")
 
-_SEARCHED = {"swaps": ("swaps",), "values": ("values",), "both": ("swaps", "values")}
+# Names of `jaxsparse.searched.SEARCHED`, whose import would take seconds.
+_SEARCHED = {name: (name,) for name in ("relaxed", "swaps", "values")} | {
+    "both": ("relaxed", "values")
+}
 
 _FOLDERS = """\
 With --out DIR there may be any number of inputs, and folders among them: each {kind} below a
@@ -766,9 +769,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     stft.add_argument(
         "--search",
-        choices=("swaps", "values", "both"),
-        help="improve the mask by dropping bins and keeping the best of all in their places, over "
-        "and over (swaps), the stored levels (values), or both",
+        choices=tuple(_SEARCHED),
+        help="improve the mask, by the gradient of scores that choose its bins (relaxed) or by "
+        "dropping bins and keeping the best of all in their places, over and over (swaps); the "
+        "stored levels (values); or both, the mask by its scores",
     )
     stft.add_argument(
         "--budget",

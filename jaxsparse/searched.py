@@ -14,14 +14,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxsparse.contracts import Decoder, Params
 from jaxsparse.errors import JaxsparseError
 from jaxsparse.objectives import mixture_objective
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import to_waveform
-from jaxsparse.search.contract import Search
+from jaxsparse.search.contract import Objective, Search
+from jaxsparse.search.lagrangian import lagrangian
+from jaxsparse.search.relaxations import Relaxation, narrow_start, projection, straight_through
 from jaxsparse.search.run import run
 from jaxsparse.search.swaps import swaps
 from jaxsparse.terms import Terms, evaluate, hears, parse_loss, weighted_sum
@@ -30,7 +32,43 @@ from jaxsparse.types import HardMask, PRNGKey, Spectrogram
 
 Make: TypeAlias = Callable[[Any, tuple[int, int], Any, HardMask], Search]
 
+_scores_optimizer = optax.adam(0.1)
+# Of the scores, between two roundings that are scored.
+_UPDATES = 4
+
+
+def relaxed(
+    objective: Objective,
+    shape: tuple[int, int],
+    count: int | Int[Array, ""],
+    start: HardMask,
+    relaxation: Relaxation | None = None,
+) -> Search:
+    """Makes a search by gradient in few updates, which begins at a mask.
+
+    Args:
+        objective: To be minimised, with a derivative.
+        shape: F and T.
+        count: Ones of the mask.
+        start: A mask of that count to begin at.
+        relaxation: From scores to masks; by default hard ones with the derivative of the
+            projection, which no rounding makes worse.
+    """
+    chosen = straight_through(projection()) if relaxation is None else relaxation
+    return lagrangian(
+        objective,
+        shape,
+        count,
+        # Near to where a projection has a derivative, and where few updates move a bin across.
+        relaxation=chosen._replace(to_scores=narrow_start),
+        optimizer=_scores_optimizer,
+        start=start,
+        updates_per_step=_UPDATES,
+    )
+
+
 SEARCHES: dict[str, Make] = {
+    "relaxed": relaxed,
     "swaps": lambda objective, shape, count, start: swaps(objective, shape, count, start=start),
 }
 """Searches by name, from an objective, a shape, a count and a mask to begin at."""
@@ -51,7 +89,7 @@ def improve(
     phase: Float[Array, "F T"],
     network: Pretrained,
     *,
-    search: str = "swaps",
+    search: str = "relaxed",
     seconds: float | None = 60.0,
     evaluations: int | None = None,
     loss: str = "quality",

@@ -30,12 +30,15 @@ def clip():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("search", searched.SEARCHES)
 @pytest.mark.parametrize("loss", ["mse", "surrogate"])
-def test_a_search_lowers_the_loss_and_keeps_the_count(loss, clip, key):
+def test_a_search_lowers_the_loss_and_keeps_the_count(search, loss, clip, key):
     signal, dense, phase = clip
     network = load_decoder("pyramid")
     start = policies.POLICIES["contrast"](key, dense, COUNT)
-    found = searched.improve(key, start, dense, phase, network, loss=loss, evaluations=31)
+    found = searched.improve(
+        key, start, dense, phase, network, search=search, loss=loss, evaluations=31
+    )
     assert found.dtype == bool and int(found.sum()) == COUNT
     objective = mixture_objective(network.decoder, network.params, dense, phase, signal, loss=loss)
     before, after = (float(objective(mask)[0]) for mask in (start, found))

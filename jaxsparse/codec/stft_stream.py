@@ -64,7 +64,8 @@ class STFTSettings:
         decoder: What fills in the rest: a name or a path, as `load_decoder` takes it; by default
             the network that `choose_decoder` takes.
         search: What is searched for after the policy's mask, names of
-            `jaxsparse.searched.SEARCHED`: a better one ("swaps"), better "values" of what it keeps.
+            `jaxsparse.searched.SEARCHED`: a better one ("relaxed" or "swaps"), better "values" of
+            what it keeps.
         budget: Seconds of all that for the whole clip, without compilation, in equal parts: what is
             found depends on the machine. Each number of frames in a segment is compiled for.
 
