@@ -10,15 +10,16 @@ import pytest
 from jaxsparse.decoders import DECODERS
 from jaxsparse.pretrained import load_decoder, save_weights
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README, MASKS = ROOT / "README.md", ROOT / "docs" / "masks.md"
 MARK = "<!-- tests/test_readme.py runs this -->"
 
 
-def run_block(number):
+def run_block(number, path=README):
     """Runs one of the blocks that say so as it stands, and returns its names."""
-    text = README.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     blocks = re.findall(rf"^{MARK}\n```python\n(.*?)```", text, re.S | re.M)
-    assert len(blocks) == text.count(MARK) == 2
+    assert len(blocks) == text.count(MARK) == (2 if path == README else 1)
     names: dict[str, Any] = {"__name__": "readme"}
     exec(blocks[number], names)
     return names
@@ -50,3 +51,14 @@ def test_a_search_and_an_objective_of_ones_own():
     mask = result.mask((16, 32))
     assert int(mask.sum()) == 80
     assert names["objective"](mask)[0] == result.best.loss == 0.0
+
+
+def test_what_rounding_keeps_is_what_the_page_says():
+    shares = run_block(0, MASKS)["shares"]
+    lines = re.findall(r"^\| `([a-z-]+)`.*? \| ([0-9.]+) \| ([0-9.]+) \|$", MASKS.read_text(), re.M)
+    said = {
+        (name, steepness): float(value)
+        for name, *values in lines
+        for steepness, value in zip((1.0, 10.0), values, strict=True)
+    }
+    assert said == {place: round(share, 2) for place, share in shares.items()}
