@@ -8,11 +8,11 @@ search is scored after at most so many evaluations (--evaluations), each a pass 
 with or without its gradient; "done" is how many it made. Seconds leave compilation out. What a
 relaxation ends with is scored as well, soft and rounded, beside the best of its roundings.
 
-Searches minimise --loss, a sum of terms or a name as for training; the scores are those of `pesq`
+Searches minimise --loss, a sum of terms or a name as for training. The scores are those of `pesq`
 and `pystoi`, in both bands, and once more with a quarter of a second of silence before both sounds,
-since a search may game where a metric's frames lie. RUN gets rows.csv (resumed by the same
-command), table.md, summary.json and quality-*.png, and the masks found, which `jaxsparse compress
---mask` takes.
+since a search may game where a metric's frames lie; beside them is what the surrogates say. RUN
+gets rows.csv (resumed by the same command), table.md, summary.json and quality-*.png, and the masks
+found, which `jaxsparse compress --mask` takes.
 """
 
 import functools
@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ from jaxsparse.data.folder import CLIP_SAMPLES
 from jaxsparse.errors import AudioError
 from jaxsparse.mask_files import save_mask
 from jaxsparse.masks import count_observed
-from jaxsparse.metrics import Metric, ScorePool
+from jaxsparse.metrics import Metric, ScorePool, pesq_surrogate
 from jaxsparse.objectives import Derivative, mixture_objective
 from jaxsparse.policies import POLICIES
 from jaxsparse.pretrained import Pretrained
@@ -65,6 +65,8 @@ from jaxsparse.types import SAMPLE_RATE, HardMask, PRNGKey
 # Shifts the sound against the frame grids of PESQ and the STFT.
 _SILENCE = np.zeros(SAMPLE_RATE // 4, np.float32)
 MOVED: tuple[Metric, ...] = ("pesq_wb",)
+# What searches see of PESQ.
+SURROGATES: dict[str, Literal["wb", "nb"]] = {"surrogate_wb": "wb", "surrogate_nb": "nb"}
 COLUMNS: dict[str, Callable[[str], Any]] = {
     "clip": str,
     "sparsity": float,
@@ -76,6 +78,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "mse": float,
     **dict.fromkeys(SCORES, float),
     **{f"moved_{metric}": float for metric in MOVED},
+    **dict.fromkeys(SURROGATES, float),
 }
 # A projection is hard already where the others are nearly so.
 _STEEPNESS = {"projection": 1.0}
@@ -432,8 +435,12 @@ def _score(context: Context, task: Task, sound: Sound, mask: jax.Array) -> Row:
     def submit(metric: Metric, pair: tuple[Any, ...]) -> Any:
         return pool.submit(metric, reference=pair[0], estimate=pair[1], sample_rate=SAMPLE_RATE)
 
+    pair = {"reference": heard[0][None], "estimate": heard[1][None], "sample_rate": SAMPLE_RATE}
     row: Row = {"mse": float(errors[0])} | {metric: submit(metric, heard) for metric in SCORES}
-    return row | {f"moved_{metric}": submit(metric, moved) for metric in MOVED}
+    row |= {f"moved_{metric}": submit(metric, moved) for metric in MOVED}
+    return row | {
+        name: float(pesq_surrogate(**pair, band=band)[0]) for name, band in SURROGATES.items()
+    }
 
 
 @functools.lru_cache

@@ -11,12 +11,23 @@ from eval.report import DIGITS, SCORES, TITLES
 from eval.rows import Row
 from jaxsparse.files import atomic_write
 
-METRICS = ("done", "seconds", "loss", "mse", *SCORES, "moved_pesq_wb")
+METRICS = (
+    "done",
+    "seconds",
+    "loss",
+    "mse",
+    *SCORES,
+    "moved_pesq_wb",
+    "surrogate_wb",
+    "surrogate_nb",
+)
 _TITLES = TITLES | {
     "done": "done",
     "seconds": "seconds",
     "loss": "loss",
     "moved_pesq_wb": "PESQ wb behind silence",
+    "surrogate_wb": "surrogate wb",
+    "surrogate_nb": "surrogate nb",
 }
 _DIGITS = DIGITS | {"done": 0, "seconds": 1}
 GROUP = ("sparsity", "method", "evaluations")

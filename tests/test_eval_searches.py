@@ -13,6 +13,7 @@ from jaxsparse.masks import count_observed
 from jaxsparse.types import SAMPLE_RATE
 
 N_SAMPLES = 8_000
+NAMES_OF_PESQ = ("surrogate", "pesq")
 SHAPE = (1025, 1 + N_SAMPLES // 256)
 
 
@@ -58,6 +59,9 @@ def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, ca
     assert groups["relaxed-then-swaps", 110]["done"]["mean"] == 110
     assert groups["genetic-thesis", 61]["done"]["mean"] == 50
     assert groups["genetic-thesis", 110]["done"]["mean"] == 95
+    for band in ("wb", "nb"):
+        surrogate, scored = (groups["swaps", 110][f"{n}_{band}"]["mean"] for n in NAMES_OF_PESQ)
+        assert surrogate == pytest.approx(scored, abs=0.7)
     # What is searched for is what the mask is scored with.
     loss, mse = (groups["swaps", 110][name]["mean"] for name in ("loss", "mse"))
     assert loss == pytest.approx(mse, rel=1e-4)
