@@ -1,12 +1,11 @@
 """How well searches choose k of n: ours beside pymoo's genetic algorithm, at equal evaluations.
 
-``python -m benchmarks.subset_search`` solves three small problems whose structure is known, each
-with the seeds 0 to 9: the least sum of 10 of 100 numbers (linear), the least sum over the pairs
-among 32 of 128 (quadratic), and 12 of 60 numbers whose sum is nearest to a target (subset sum).
-All searches stop after --evaluations; the means over seeds are printed, lower is better. Ours run
-all seeds in one compiled call. pymoo gets operators that keep k: it keeps what two parents share
-and draws the rest from what one of them has, and moves one entry. It is in the extra
-``jaxsparse[benchmark]``.
+``python -m benchmarks.subset_search`` solves three small problems, each with ten seeds: the least
+sum of 10 of 100 numbers (linear), the least sum over the pairs among 32 of 128 (quadratic), and 12
+of 60 numbers whose sum is nearest to a target (subset sum). All searches stop after --evaluations;
+the means over seeds are printed, lower is better. Ours run all seeds in one compiled call. pymoo
+gets operators that keep k: it keeps what two parents share and draws the rest from what one of them
+has, and moves one entry. It is in the extra ``jaxsparse[benchmark]``.
 """
 
 from collections.abc import Callable

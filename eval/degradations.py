@@ -41,8 +41,8 @@ _DRAWS = 2
 # Seconds of a packet, and of the shortest and the longest reverberation until it is 60 dB down.
 _PACKET = 0.02
 _REVERBERATION = (0.2, 1.0)
-# Lossy formats of libsndfile, and the compression levels that are drawn: Opus takes 32 to 7 kbit/s
-# for them, MP3 40 to 23, Vorbis 52 to 31.
+# Lossy formats of libsndfile, and the compression levels that are drawn: on speech Opus takes about
+# 30 to 7 kbit/s for them, MP3 40 to 20, Vorbis 50 to 30.
 _FORMATS = {
     "Opus": ("OGG", "OPUS", 0.9, 1.0),
     "MP3": ("MP3", "MPEG_LAYER_III", 0.5, 0.99),
@@ -95,7 +95,7 @@ def degrade(name: str, signal: np.ndarray, seed: int = 0) -> Iterator[Degraded]:
         share = 10 ** rng.uniform(-2, -0.7)
         n = round(_PACKET * SAMPLE_RATE)
         arrives = rng.uniform(size=-(-signal.size // n)) >= share
-        # One of a short clip's, too.
+        # At least one is lost, also of a short clip.
         arrives[rng.integers(arrives.size)] = False
         received = signal * np.repeat(arrives, n)[: signal.size]
         yield Degraded("lost packets", share, received.astype(np.float32))
@@ -196,7 +196,7 @@ def coded(
 
 
 def searched_masks(name: str, signal: np.ndarray, n: int, seed: int = 0) -> Iterator[Degraded]:
-    """Yields a clip through masks that searches by the surrogate found, at sparsities drawn.
+    """Yields a clip through masks that searches for quality found, at sparsities drawn.
 
     Args:
         name: Of the clip.

@@ -18,8 +18,8 @@ from jaxsparse.files import atomic_write
 
 # Searches by relaxation and, in words, what for.
 RELAXATION_SEARCHES = {
-    "relaxation": "MSE",
-    "relaxation-surrogate": "surrogate",
+    "relaxation": "the MSE",
+    "relaxation-surrogate": "the surrogate",
     "relaxation-quality": "quality",
 }
 # Of runs that were made before these were settings.
@@ -298,7 +298,7 @@ def tables(summary: dict[str, Any]) -> str:
         if lines := [line for line in summary["relaxation"] if line["search"] == search]:
             names = ("learning_rate", "multiplier_rate", "penalty", "steepness")
             used = ", ".join(f"{name.replace('_', ' ')} {settings[name]:g}" for name in names)
-            by = f" by the {fitness}" * (search != "relaxation")
+            by = f" for {fitness}" * (search != "relaxation")
             text += f"\n## Relaxation{by}\n\n"
             text += f"With the {settings['relaxation']} relaxation, {used}.\n"
             text += _relaxation_tables(lines)
@@ -383,7 +383,7 @@ def _relaxation_tables(lines: Sequence[Row]) -> str:
     titles = ["crossings", "violation", "multiplier", "gradient norm", "KKT residual", "relative"]
     text += "\nThe end of the search: entries whose rounded value is not that of the start, mean of"
     text += " the soft mask less the share of ones, and the gradient of the Lagrangian, alone and"
-    text += f" over that of the {RELAXATION_SEARCHES[lines[0]['search']]}.\n\n"
+    text += f" over that of {RELAXATION_SEARCHES[lines[0]['search']]}.\n\n"
     return text + report.grid(
         ["sparsity", *titles],
         [

@@ -143,7 +143,8 @@ def run(settings: Settings) -> dict[str, Any]:
     if len({clip.name for clip in clips}) < len(clips):
         raise SettingsError("clips of several folders need different names")
     names = ("seed", "generation", "generation_clips", "n_samples")
-    identity = {name: getattr(settings, name) for name in names} | {"calibration": fingerprint()}
+    identity = {name: getattr(settings, name) for name in names}
+    identity |= {"calibration": fingerprint(), "kinds": list(PLOTTED)}
     out = RowFile(settings.out, COLUMNS, identity)
     with out, ScorePool(settings.workers) as pool:
         done = {row["clip"] for row in out.rows}

@@ -153,6 +153,11 @@ class RowFile:
         text = self.path.read_text("utf-8", "surrogateescape")
         whole = text[: text.rfind("\n") + 1]
         lines = csv.DictReader(io.StringIO(whole, newline=""), strict=True)
+        if missing := [name for name in self.columns if name not in (lines.fieldnames or ())]:
+            raise RowsError(
+                f"{self.path} is damaged: no column {', '.join(missing)}; if another version made"
+                " it, take another folder"
+            )
         try:
             for line in lines:
                 # A line that is too long has a cell without a name, one too short a None.

@@ -5,8 +5,9 @@ samples of each clip, one decoder for all masks, puts kept bins back and keeps t
 Methods are one-shot policies, by name, and searches, which begin at the mask of the policy --start
 unless they are the thesis'; "A-then-B" begins B at what A found with half of the evaluations. A
 search is scored after at most so many evaluations (--evaluations), each a pass through the decoder,
-with or without its gradient; "done" is how many it made. Seconds leave compilation out. What a
-relaxation ends with is scored as well, soft and rounded, beside the best of its roundings.
+with or without its gradient; "done" is how many it made. Seconds leave compilation out. Of the
+thesis' genetic search the first population is evaluated in any case, 50 masks. What a relaxation
+ends with is scored as well, soft and rounded, beside the best of its roundings.
 
 Searches minimise --loss, a sum of terms or a name as for training. The scores are those of `pesq`
 and `pystoi`, in both bands, and once more with a quarter of a second of silence before both sounds,
@@ -44,6 +45,7 @@ from jaxsparse.errors import AudioError
 from jaxsparse.mask_files import save_mask
 from jaxsparse.masks import count_observed
 from jaxsparse.metrics import Metric, ScorePool, pesq_surrogate
+from jaxsparse.metrics.surrogate import fingerprint
 from jaxsparse.objectives import Derivative, mixture_objective
 from jaxsparse.policies import POLICIES
 from jaxsparse.pretrained import Pretrained
@@ -134,7 +136,10 @@ SEARCHES: dict[str, Callable[[Problem], Search]] = {
     "swaps-nonlocal": functools.partial(_swaps, "nonlocal"),
     "swaps-random": functools.partial(_swaps, "random"),
     **{f"relaxed-{name}": functools.partial(_relaxed, name, "put-back") for name in RELAXATIONS},
-    "genetic": functools.partial(_genetic, GeneticConfig(crossover="blocks"), True),
+    # A population of 50 would be most of what there is to evaluate.
+    "genetic": functools.partial(
+        _genetic, GeneticConfig(population_size=16, crossover="blocks"), True
+    ),
     "genetic-thesis": functools.partial(_genetic, THESIS, False),
 }
 """Searches by name; `genetic` begins with the masks of several policies as well."""
@@ -146,6 +151,8 @@ HYBRIDS: dict[str, tuple[str, str]] = {
 }
 """Two searches by name, of which the second begins at what the first found."""
 METHODS = (*POLICIES, *SEARCHES, *HYBRIDS)
+# What relaxations of soft masks end with.
+ENDS = ("soft", "rounded")
 
 
 @dataclass(frozen=True)
@@ -227,9 +234,10 @@ def run(settings: Settings) -> dict[str, Any]:
     network = pretrained.load_decoder(settings.decoder)
     if network.decoder.on_host:
         raise SettingsError(f"the decoder {settings.decoder} runs on the host, without gradients")
-    identity = {
-        name: getattr(settings, name) for name in ("loss", "start", "n_samples", "seed")
-    } | {"decoder": Path(settings.decoder).name, "sha256": network.card.sha256}
+    identity = {name: getattr(settings, name) for name in ("loss", "start", "n_samples", "seed")}
+    identity |= {"decoder": Path(settings.decoder).name, "sha256": network.card.sha256}
+    # What searches climb.
+    identity |= {"calibration": fingerprint()}
     with RowFile(settings.out, COLUMNS, identity) as file, ScorePool(settings.workers) as pool:
         done = {_key(row) for row in file.rows}
         tasks = [task for task in _tasks(settings) if _missing(settings, task, done)]
@@ -281,7 +289,10 @@ def _key(row: Row) -> tuple:
 
 def _missing(settings: Settings, task: Task, done: set[tuple]) -> bool:
     budgets = (0,) if task.method in POLICIES else settings.evaluations
-    return any((task.clip.name, task.sparsity, task.method, n) not in done for n in budgets)
+    needed = [(task.method, n) for n in budgets]
+    if task.method.removeprefix("relaxed-") in SOFT:
+        needed += [(f"{task.method}-{end}", max(budgets)) for end in ENDS]
+    return any((task.clip.name, task.sparsity, *each) not in done for each in needed)
 
 
 class Sound(NamedTuple):
@@ -328,8 +339,9 @@ def _solve(context: Context, task: Task) -> Iterator[Row]:
         }
         yield row | found | _score(context, task, sound, mask)
         return
+    others = [name for name in ONE_SHOT if name != settings.start]
     start, *one_shot = [
-        _policy(name)(key, sound.dense, count) for name in (settings.start, *ONE_SHOT)
+        _policy(name)(key, sound.dense, count) for name in (settings.start, *others)
     ]
 
     def objective(derivative: Derivative) -> Any:
@@ -359,10 +371,10 @@ def _solve(context: Context, task: Task) -> Iterator[Row]:
 def _ends(method: str, result: Result, count: int) -> Iterator[tuple[str, float, jax.Array]]:
     """Names, losses and masks that a relaxation of soft masks ended with."""
     relaxation = method.removeprefix("relaxed-")
-    if relaxation in SOFT and result.history:
+    if relaxation in SOFT and result.steps:
         soft = soft_mask(_relaxation(relaxation), result.state, count)
-        yield "soft", float(result.history["loss"][-1]), soft
-        yield "rounded", float(result.history["hard_loss"][-1]), hard_mask(result.state, count)
+        losses = [float(result.history[name][-1]) for name in ("loss", "hard_loss")]
+        yield from zip(ENDS, losses, (soft, hard_mask(result.state, count)), strict=True)
 
 
 def _search(
@@ -370,7 +382,8 @@ def _search(
 ) -> Iterator[tuple[int, Result]]:
     """Yields what a method finds with each number of evaluations, the fewest first."""
     first, *then = HYBRIDS.get(method, (method,))
-    keys = jax.random.split(key, 2)
+    # The policies draw by the key itself.
+    keys = jax.random.split(jax.random.fold_in(key, 1))
     with tempfile.TemporaryDirectory() as folder:
         for budget in sorted(context.settings.evaluations):
             share = budget // 2 if then else budget

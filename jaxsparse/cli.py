@@ -772,7 +772,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(_SEARCHED),
         help="improve the mask, by the gradient of scores that choose its bins (relaxed) or by "
         "dropping bins and keeping the best of all in their places, over and over (swaps); the "
-        "stored levels (values); or both, the mask by its scores",
+        "stored levels (values); or both: relaxed, then values",
     )
     stft.add_argument(
         "--budget",

@@ -450,7 +450,9 @@ def test_the_relaxation_by_the_surrogate_has_tables_of_its_own():
         for method, mse in zip(masks_report.relaxed(search), values, strict=True)
     ]
     text = masks_report.tables(summarize(rows))
-    first, second = re.split("\n## Relaxation by the surrogate\n", text.split("## Relaxation\n")[1])
+    first, second = re.split(
+        "\n## Relaxation for the surrogate\n", text.split("## Relaxation\n")[1]
+    )
     assert "| 95 % | 20.00 | 36.00 | 16.00 | 35.00 |  |  |\n" in first
     assert "| 95 %, thesis | " in first and "over that of the MSE." in first
     assert "| 95 % | 30.00 | 41.00 | 11.00 | 37.00 |  |  |\n" in second
@@ -558,7 +560,7 @@ def test_another_clip_of_the_same_name_is_left_alone(clip, finished, tmp_path, c
         ("history/voice-95-control-mse.csv", "generation,best\n1,two\n", "could not convert"),
         ("history/voice-95-control-mse.csv", "9" * 131_073, "field larger than field limit"),
         ("history/voice-90-relaxation.csv", "update,best\n", "no column gradient_norm, mul"),
-        ("rows.csv", "clip,sparsity\nvoice,0.9\n", "line 2"),
+        ("rows.csv", "clip,sparsity\nvoice,0.9\n", "no column method, phases"),
     ],
 )
 def test_damaged_files_are_named(name, text, fault, clip, finished, tmp_path, capsys):

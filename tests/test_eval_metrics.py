@@ -21,8 +21,8 @@ from jaxsparse.types import SAMPLE_RATE
 from train import surrogate
 
 N_SAMPLES = 12_000
-# Random and clustered masks at four sparsities, mixed ones at two, twice three others.
-N_PAIRS = 4 + 4 + 2 + 6 + 4
+# Random and clustered masks at four sparsities, mixed ones at two, twice five others.
+N_PAIRS = 4 + 4 + 2 + 10
 N_UNSEEN = len(UNSEEN_KINDS)
 
 

@@ -1,5 +1,6 @@
 """The comparison of ways to masks."""
 
+import csv
 import json
 
 import numpy as np
@@ -32,11 +33,22 @@ def flags(data, out, *more):
     ]
 
 
+def read_row(out, method, evaluations):
+    """That of the first clip."""
+    rows = csv.DictReader((out / "rows.csv").read_text().splitlines())
+    (row,) = (
+        {"loss": float(row["loss"])}
+        for row in rows
+        if (row["clip"], row["method"], row["evaluations"]) == ("0.flac", method, str(evaluations))
+    )
+    return row
+
+
 @pytest.mark.slow
 def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, capsys):
     out = tmp_path / "run"
     methods = ("random", "contrast", "swaps", "relaxed-projection", "genetic-thesis")
-    methods += ("relaxed-then-swaps",)
+    methods += ("genetic", "relaxed-then-genetic", "relaxed-then-swaps")
     more = ("--clips", "2", "--methods", *methods, "--evaluations", "61", "110")
     assert searches.main(flags(data, out, *more, "--json")) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -46,7 +58,7 @@ def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, ca
         (method, n) for method in methods[2:] for n in (61, 110)
     } | {("relaxed-projection-soft", 110), ("relaxed-projection-rounded", 110)}
     # A hybrid with another budget is another search.
-    for method in methods[2:-1]:
+    for method in methods[2:-2]:
         assert groups[method, 110]["loss"]["mean"] <= groups[method, 61]["loss"]["mean"]
     for method in ("swaps", "relaxed-projection"):
         assert groups[method, 110]["mse"]["mean"] < groups["contrast", 0]["mse"]["mean"]
@@ -54,9 +66,20 @@ def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, ca
         groups[f"relaxed-projection{end}", 110]["loss"]["mean"] for end in ("-soft", "-rounded", "")
     )
     assert soft != rounded and best <= rounded
+    for end in ("-soft", "-rounded"):
+        ends = groups[f"relaxed-projection{end}", 110]
+        assert ends["loss"]["mean"] == pytest.approx(ends["mse"]["mean"], rel=1e-4)
+    for (method, n), group in groups.items():
+        assert group["done"]["mean"] <= n or method == "genetic-thesis"
     assert groups["relaxed-then-swaps", 110]["loss"]["mean"] < groups["contrast", 0]["mse"]["mean"]
-    # Half of the evaluations are the relaxation's: 1 + 9 x 6 of them, and then 1 + 27 x 2.
+    # Half of the evaluations are the relaxation's: 1 + 9 x 6 of them, and then 1 + 27 x 2, or a
+    # population of 16 and twice 14 more.
     assert groups["relaxed-then-swaps", 110]["done"]["mean"] == 110
+    assert groups["relaxed-then-genetic", 110]["done"]["mean"] == 99
+    short = ("--methods", "relaxed-straight-through-projection", "--evaluations", "55")
+    assert searches.main(flags(data, out, "--clips", "2", *short)) == 0
+    first = read_row(out, "relaxed-straight-through-projection", 55)
+    assert first["loss"] >= read_row(out, "relaxed-then-genetic", 110)["loss"]
     assert groups["genetic-thesis", 61]["done"]["mean"] == 50
     assert groups["genetic-thesis", 110]["done"]["mean"] == 95
     for band in ("wb", "nb"):

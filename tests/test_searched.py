@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_eval import voice
 
-from jaxsparse import codec, policies, searched
+from jaxsparse import cli, codec, policies, searched
 from jaxsparse.codec import container
 from jaxsparse.codec.segment import decode_segment
 from jaxsparse.errors import JaxsparseError
@@ -81,11 +81,17 @@ def test_what_can_not_be_searched_is_refused(decoder, options, words, clip, key)
         searched.improve(key, dense > -20, dense, phase, load_decoder(decoder), **options)
 
 
+def test_the_command_line_has_all_searches():
+    alone = {name: (name,) for name in searched.SEARCHED}
+    assert alone | {"both": ("relaxed", "values")} == cli._SEARCHED
+
+
 @pytest.mark.slow
-def test_a_file_has_the_mask_that_was_found(clip):
+@pytest.mark.parametrize("found", [("swaps",), ("relaxed", "values")])
+def test_a_file_has_the_mask_that_was_found(found, clip):
     signal, _, _ = clip
     masks = {}
-    for search in ((), ("swaps",)):
+    for search in ((), found):
         settings = codec.STFTSettings(
             sparsity="0.95", mask="contrast", decoder="pyramid", search=search, budget=0.5
         )
@@ -94,8 +100,8 @@ def test_a_file_has_the_mask_that_was_found(clip):
         masks[search] = decode_segment(header, 0, 0, parts).mask
         decoded, _ = codec.decompress(data)
         assert decoded.shape == (N_SAMPLES, 1)
-    assert masks[()].sum() == masks[("swaps",)].sum()
-    assert (masks[()] != masks[("swaps",)]).any()
+    assert masks[()].sum() == masks[found].sum()
+    assert (masks[()] != masks[found]).any()
 
 
 @pytest.mark.slow

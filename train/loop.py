@@ -695,8 +695,12 @@ def _identity(settings: Settings) -> dict[str, Any]:
     # With every weight, since the default ones may change.
     values["loss"] = format_loss(parse_loss(settings.loss))
     values["decoder"] |= {"name": name_of(settings.decoder)}
+    relaxation = values.pop("sampler_relaxation")
     if settings.n_sampled:
         values["sampler"] = saved_config(SAMPLER) | {"steepness": SAMPLER_STEEPNESS}
+        # Of earlier runs it is not told.
+        if relaxation != "projection":
+            values["sampler"]["relaxation"] = relaxation
     return manifest.plain(values)
 
 

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from eval.command import parse_settings, run_command
-from eval.degradations import UNSEEN_KINDS, coded, degrade, searched_masks, unseen
+from eval.degradations import KINDS, UNSEEN_KINDS, coded, degrade, searched_masks, unseen
 from jaxsparse import manifest
 from jaxsparse._scoring import PESQ
 from jaxsparse.data.clips import Clip, find_clips
@@ -133,6 +133,7 @@ def run(settings: Settings) -> dict[str, Any]:
         "coded": settings.coded,
         "searched": settings.searched,
         "masks": settings.masks,
+        "kinds": [*KINDS, *UNSEEN_KINDS],
         # What searches climbed.
         "calibration": fingerprint(),
     }
