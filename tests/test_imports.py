@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
-    {"_version", "compilation", "errors", "files", "strict_json", "types"},
+    {"_version", "compilation", "errors", "files", "sharding", "strict_json", "types"},
     {"contracts", "hearing", "manifest", "mask_files", "settings"},
     {"transforms.grid"},
     {"audio", "transforms", "spectrogram", "masks"},
@@ -62,7 +62,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Modules beside the layers, and what they may import of the package.
 ASIDE = {
     "data": {"data", "audio", "errors", "types"},
-    "search": {"search", "masks", "types", "checkpoint", "manifest"},
+    "search": {"search", "masks", "types", "checkpoint", "manifest", "sharding"},
     "checkpoint": {"errors", "types"},
 }
 # Modules in the layers that use one that stands beside them.

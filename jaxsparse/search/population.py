@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
+from jaxsparse import sharding
 from jaxsparse.masks import unpack_mask
 from jaxsparse.search.contract import as_tree
 
@@ -23,23 +24,41 @@ _CPU_CHUNK_BYTES = 1 << 26
 def evaluate(
     objective: Callable, bits: UInt8[Array, "P W"], shape: tuple[int, ...], chunk: int
 ) -> tuple[Float[Array, " P"], Any]:
-    """Evaluates packed masks, `chunk` of them unpacked at a time.
+    """Evaluates packed masks, `chunk` of them unpacked at a time on each device.
 
     Args:
         objective: See `jaxsparse.search.contract.Objective`.
         bits: The masks.
         shape: Of an unpacked mask.
-        chunk: The most masks to evaluate together.
+        chunk: The most masks to evaluate together on a device of the mesh in force.
 
     Returns:
         Their losses and auxiliary output.
     """
     # The largest that divides, unless it is far smaller: a remainder is compiled for itself.
-    n = bits.shape[0]
+    n, devices = bits.shape[0], sharding.n_devices()
+
+    def score(packed: Array) -> tuple[Any, Any]:
+        return objective(unpack_mask(packed, shape))
+
+    if devices > 1:
+        return _evaluate_on_all(score, bits, chunk, devices)
     chunk = min(chunk, n)
     divisor = next(size for size in range(chunk, 0, -1) if n % size == 0)
     chunk = divisor if 2 * divisor >= chunk else chunk
-    return lax.map(lambda packed: objective(unpack_mask(packed, shape)), bits, batch_size=chunk)
+    return lax.map(score, bits, batch_size=chunk)
+
+
+def _evaluate_on_all(score: Callable, bits: Array, chunk: int, devices: int) -> tuple[Array, Any]:
+    """Evaluates as many chunks at a time as there are devices, of one size."""
+    n = bits.shape[0]
+    rounds = -(-n // (chunk * devices))
+    # What fills the last round up is evaluated for nothing.
+    chunk = -(-n // (rounds * devices))
+    padded = jnp.pad(bits, ((0, rounds * chunk * devices - n), (0, 0)), mode="edge")
+    parts = sharding.split(padded.reshape(rounds, devices * chunk, -1), axis=1)
+    scored = lax.map(lambda part: jax.vmap(score)(sharding.split(part)), parts)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], scored)
 
 
 def chunk_size(objective: Callable, shape: tuple[int, ...], chunk_bytes: int | None = None) -> int:

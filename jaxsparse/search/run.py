@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool
 from tqdm import tqdm
 
-from jaxsparse import manifest
+from jaxsparse import manifest, sharding
 from jaxsparse.masks import unpack_mask
 from jaxsparse.search.contract import Best, Search, as_tree
 from jaxsparse.types import PRNGKey
@@ -62,7 +62,8 @@ def batch(make: Callable[[Any], Search], data: Any) -> Search:
 
     States, infos and results have the batch as their first axis. Each search gets a key of its
     own, split from the one that `init` or `step` is given. Each evaluates a chunk at a time, so
-    that on a large batch `chunk_bytes` of each should be less.
+    that on a large batch `chunk_bytes` of each should be less. On several devices each takes its
+    share of the batch (`jaxsparse.sharding`).
 
     Args:
         make: Builds a search from one entry of `data`; called while being traced. Arrays that it
@@ -97,14 +98,13 @@ class _Batch:
 
 
 def _init_batch(searches: _Batch, key: PRNGKey) -> Any:
-    return jax.vmap(lambda entry, own: searches.make(entry).init(own))(
-        searches.data, searches.split(key)
-    )
+    each = jax.vmap(lambda entry, own: searches.make(entry).init(own))
+    return each(*sharding.split((searches.data, searches.split(key))))
 
 
 def _step_batch(searches: _Batch, key: PRNGKey, state: Any) -> tuple[Any, Any]:
     advance = jax.vmap(lambda entry, own, state: searches.make(entry).step(own, state))
-    return advance(searches.data, searches.split(key), state)
+    return advance(*sharding.split((searches.data, searches.split(key), state)))
 
 
 def run(
