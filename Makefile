@@ -51,14 +51,18 @@ gallery: $(VENV)/.ready  ## Fill in masks of two kinds, by two decoders, for the
 listen: $(VENV)/.ready  ## Code clips of DATA with this codec and others for the page listen/index.html
 	$(BIN)/python -m benchmarks.codecs.listen --data "$(DATA)" --out $(LISTEN) --force
 
-test: lint types test-fast test-optimised  ## Lint, check types and run the tests
+# Types are checked on one core while librosa is compiled on another.
+test: lint  ## Lint, check types and run the tests
+	@$(MAKE) $(VENV)/.numba & compiling=$$!; $(MAKE) types && wait $$compiling
+	@$(MAKE) test-fast
+	@$(MAKE) test-optimised
 
 lint: $(VENV)/.ready  ## Check style and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
 types: $(VENV)/.ready  ## Check types
-	$(BIN)/pyright --threads 2 --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-fast: $(VENV)/.numba  ## Run all but the numerical tests, or all of FILES="tests/test_stft.py ..."
 	$(BIN)/python -m pytest $(or $(FILES),$(WORKERS) -m "not slow and not optimised")

@@ -143,7 +143,7 @@ SEARCHES: dict[str, Callable[[Problem], Search]] = {
     "genetic-thesis": functools.partial(_genetic, THESIS, False),
 }
 """Searches by name; `genetic` begins with the masks of several policies as well."""
-_BEST_RELAXATION = "relaxed-straight-through-projection"
+_BEST_RELAXATION = "relaxed-straight-through-exact-sum"
 HYBRIDS: dict[str, tuple[str, str]] = {
     "relaxed-then-swaps": (_BEST_RELAXATION, "swaps"),
     "swaps-then-relaxed": ("swaps", _BEST_RELAXATION),
@@ -167,12 +167,7 @@ class Settings:
     """Split of a prepared data set, by default train."""
     clips: int | None = None
     """Only so many clips, evenly spread over the folder."""
-    methods: tuple[str, ...] = (
-        "learned",
-        "swaps",
-        "relaxed-projection",
-        "genetic",
-    )
+    methods: tuple[str, ...] = ("learned", "swaps", _BEST_RELAXATION, "genetic")
     """Policies and searches by name; for an unknown one the names are listed."""
     sparsity: tuple[float, ...] = (0.95,)
     """Shares of bins that are hidden."""

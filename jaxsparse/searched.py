@@ -23,7 +23,7 @@ from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import to_waveform
 from jaxsparse.search.contract import Objective, Search
 from jaxsparse.search.lagrangian import lagrangian
-from jaxsparse.search.relaxations import Relaxation, narrow_start, projection, straight_through
+from jaxsparse.search.relaxations import Relaxation, exact_sum, narrow_start, straight_through
 from jaxsparse.search.run import run
 from jaxsparse.search.swaps import swaps
 from jaxsparse.terms import Terms, evaluate, hears, parse_loss, weighted_sum
@@ -33,6 +33,7 @@ from jaxsparse.types import HardMask, PRNGKey, Spectrogram
 Make: TypeAlias = Callable[[Any, tuple[int, int], Any, HardMask], Search]
 
 _scores_optimizer = optax.adam(0.1)
+_STEEPNESS = 8.0
 # Of the scores, between two roundings that are scored.
 _UPDATES = 4
 
@@ -51,15 +52,15 @@ def relaxed(
         shape: F and T.
         count: Ones of the mask.
         start: A mask of that count to begin at.
-        relaxation: From scores to masks; by default hard ones with the derivative of the
-            projection, which no rounding makes worse.
+        relaxation: From scores to masks; by default hard ones with the derivative of the shifted
+            sigmoid, which no rounding makes worse.
     """
-    chosen = straight_through(projection()) if relaxation is None else relaxation
+    chosen = straight_through(exact_sum(_STEEPNESS)) if relaxation is None else relaxation
     return lagrangian(
         objective,
         shape,
         count,
-        # Near to where a projection has a derivative, and where few updates move a bin across.
+        # Near to where relaxations have a derivative, and where few updates move a bin across.
         relaxation=chosen._replace(to_scores=narrow_start),
         optimizer=_scores_optimizer,
         start=start,

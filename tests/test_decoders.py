@@ -379,6 +379,7 @@ def test_a_file_that_decodes_by_interpolation(clips, tmp_path, mask):
     assert len(decoded) == len(original) and error < 0.5
 
 
+@pytest.mark.slow
 def test_interpolations_are_told_by_their_names(clips):
     samples, rate = soundfile.read(clips / "0.wav", dtype="float32", always_2d=True)
     nearest = load_decoder("nearest")
@@ -393,6 +394,7 @@ def test_interpolations_are_told_by_their_names(clips):
     )
 
 
+@pytest.mark.slow
 def test_a_search_through_another_decoder_is_another_run(clips, tmp_path, capsys):
     argv = ["--clip", str(clips / "0.wav"), "--out", str(tmp_path), "--sparsity", "0.9"]
     argv += ["--methods", "random", "--workers", "1", "--decoder"]

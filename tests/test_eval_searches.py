@@ -76,9 +76,9 @@ def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, ca
     # population of 16 and twice 14 more.
     assert groups["relaxed-then-swaps", 110]["done"]["mean"] == 110
     assert groups["relaxed-then-genetic", 110]["done"]["mean"] == 99
-    short = ("--methods", "relaxed-straight-through-projection", "--evaluations", "55")
+    short = ("--methods", "relaxed-straight-through-exact-sum", "--evaluations", "55")
     assert searches.main(flags(data, out, "--clips", "2", *short)) == 0
-    first = read_row(out, "relaxed-straight-through-projection", 55)
+    first = read_row(out, "relaxed-straight-through-exact-sum", 55)
     assert first["loss"] >= read_row(out, "relaxed-then-genetic", 110)["loss"]
     assert groups["genetic-thesis", 61]["done"]["mean"] == 50
     assert groups["genetic-thesis", 110]["done"]["mean"] == 95

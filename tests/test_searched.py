@@ -123,7 +123,8 @@ def test_settings_out_of_range_are_refused(settings):
         codec.STFTSettings(**settings)
 
 
-@pytest.mark.parametrize("loss", ["mse", pytest.param("surrogate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["mse", "surrogate"])
 def test_values_are_refined_in_whole_steps(loss, clip, key):
     signal, dense, phase = clip
     network = load_decoder("pyramid")
