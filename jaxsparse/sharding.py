@@ -2,7 +2,7 @@
 
 Code that can use more than one device asks for the mesh in force::
 
-    with sharding.over(sharding.make_mesh()):
+    with jax.set_mesh(sharding.make_mesh()):
         result = run(search, key, steps=500)
 
 Without one, or with one device, nothing changes. What is computed is the same on any number of
@@ -22,7 +22,7 @@ def make_mesh(n_devices: int | None = None) -> Mesh:
     """Makes a mesh of the first devices, by default all of them.
 
     Args:
-        n_devices: How many.
+        n_devices: Number of devices.
 
     Raises:
         ValueError: If there are fewer.
@@ -36,11 +36,6 @@ def make_mesh(n_devices: int | None = None) -> Mesh:
     )
 
 
-def over(mesh: Mesh) -> Any:
-    """Puts a mesh in force within a context."""
-    return jax.set_mesh(mesh)
-
-
 def n_devices() -> int:
     """Counts the devices of the mesh in force, 1 without one."""
     return jax.sharding.get_abstract_mesh().shape.get(AXIS, 1)
@@ -51,7 +46,7 @@ def split(tree: Any, axis: int = 0) -> Any:
 
     Args:
         tree: Arrays that have the axis.
-        axis: Which one.
+        axis: Index of the axis.
 
     Returns:
         The same arrays.

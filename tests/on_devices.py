@@ -42,13 +42,13 @@ def searches():
 def main():
     alone, found = list(searches()), {}
     for n in map(int, sys.argv[1:]):
-        with sharding.over(sharding.make_mesh(n)):
+        with jax.set_mesh(sharding.make_mesh(n)):
             pairs = list(zip(searches(), alone, strict=True))
         found[n] = {
             "same masks": all((a["bits"] == b["bits"]).all() for a, b in pairs),
             "difference": max(float(np.abs(a["losses"] - b["losses"]).max()) for a, b in pairs),
         }
-    with sharding.over(sharding.make_mesh()):
+    with jax.set_mesh(sharding.make_mesh()):
         bits = jnp.zeros((21, SHAPE[0] * SHAPE[1] // 8), jnp.uint8)
         scored = Partial(objective, jnp.zeros(SHAPE))
         split = jax.jit(lambda bits: evaluate(scored, bits, SHAPE, 2)).lower(bits).compile()

@@ -71,7 +71,6 @@ def test_a_tone_lies_where_its_frequency_says():
     assert energy[30:34].sum() > 0.99 * energy.sum()
 
 
-@pytest.mark.slow
 def test_gradients():
     x = np.random.default_rng(1).standard_normal((2, 21))
     with jax.enable_x64(True):

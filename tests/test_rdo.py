@@ -125,7 +125,6 @@ def test_a_search_is_the_same_again_and_compiles_once():
     assert (first.values == again.values).all() and (first.levels == again.levels).all()
 
 
-@pytest.mark.slow
 def test_nothing_is_coded_above_the_bandwidth():
     segment = problem()._replace(coded=jnp.arange(HOP_LENGTH)[:, None] < 100)
     found = rdo.optimise(CODEC, segment, 10, 700.0)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxsparse import sharding
@@ -31,7 +32,7 @@ def test_without_a_mesh_there_is_one_device():
     assert sharding.n_devices() == 1
     tree = {"a": [1, 2]}
     assert sharding.split(tree) is tree
-    with sharding.over(sharding.make_mesh(1)):
+    with jax.set_mesh(sharding.make_mesh(1)):
         assert sharding.n_devices() == 1
 
 
