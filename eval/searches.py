@@ -7,7 +7,8 @@ unless they are the thesis'; "A-then-B" begins B at what A found with half of th
 search is scored after at most so many evaluations (--evaluations), each a pass through the decoder,
 with or without its gradient; "done" is how many it made. Seconds leave compilation out. Of the
 thesis' genetic search the first population is evaluated in any case, 50 masks. What a relaxation
-ends with is scored as well, soft and rounded, beside the best of its roundings.
+ends with is scored as well, soft and rounded, beside the best of its roundings; an annealed one
+becomes steeper by equal factors until its evaluations are used up, so that it ends nearly hard.
 
 Searches minimise --loss, a sum of terms or a name as for training. The scores are those of `pesq`
 and `pystoi`, in both bands, and once more with a quarter of a second of silence before both sounds,
@@ -53,11 +54,11 @@ from jaxsparse.reconstruct import reconstruct_spectrogram
 from jaxsparse.search.contract import Search
 from jaxsparse.search.genetic import THESIS, GeneticConfig, genetic
 from jaxsparse.search.lagrangian import hard_mask, soft_mask
-from jaxsparse.search.relaxations import RELAXATIONS, SOFT, Relaxation
+from jaxsparse.search.relaxations import RELAXATIONS, SOFT, Relaxation, geometric
 from jaxsparse.search.run import Result
 from jaxsparse.search.run import run as run_search
 from jaxsparse.search.swaps import SwapConfig, swaps
-from jaxsparse.searched import relaxed
+from jaxsparse.searched import UPDATES_PER_STEP, relaxed
 from jaxsparse.settings import SettingsError, check_least
 from jaxsparse.spectrogram import log_power
 from jaxsparse.terms import parse_loss
@@ -85,6 +86,8 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
 # A projection is hard already where the others are nearly so.
 _STEEPNESS = {"projection": 1.0}
 _STEEPNESS_OF_OTHERS = 8.0
+# Times the steepness, at the first and at the last update of an annealing.
+_ANNEALED = (2.0, 25.0)
 
 
 class Problem(NamedTuple):
@@ -97,6 +100,8 @@ class Problem(NamedTuple):
     """To begin at."""
     one_shot: HardMask
     """Masks of several policies, S by F by T."""
+    evaluations: int
+    """How many there are for the search."""
 
 
 def _swaps(exchange: Any, problem: Problem) -> Search:
@@ -110,13 +115,21 @@ def _swaps(exchange: Any, problem: Problem) -> Search:
     )
 
 
-def _relaxation(name: str) -> Relaxation:
+def _relaxation(method: str, evaluations: int) -> Relaxation:
+    """That of a method, for so many evaluations."""
+    kind, name = method.split("-", 1)
     steepness = _STEEPNESS.get(name.removeprefix("straight-through-"), _STEEPNESS_OF_OTHERS)
-    return RELAXATIONS[name](steepness=steepness)
+    if kind == "relaxed":
+        return RELAXATIONS[name](steepness=steepness)
+    # The start is evaluated, and what each step ends with, soft and rounded.
+    steps = (evaluations - 1) // (UPDATES_PER_STEP + 2)
+    first, last = (steepness * factor for factor in _ANNEALED)
+    return RELAXATIONS[name](steepness=geometric(first, last, max(steps, 1) * UPDATES_PER_STEP))
 
 
-def _relaxed(name: str, derivative: Derivative, problem: Problem) -> Search:
-    objective, relaxation = problem.objective(derivative), _relaxation(name)
+def _relaxed(method: str, problem: Problem) -> Search:
+    relaxation = _relaxation(method, problem.evaluations)
+    objective = problem.objective("put-back")
     return relaxed(objective, problem.shape, problem.n_ones, problem.start, relaxation)
 
 
@@ -130,12 +143,14 @@ def _genetic(config: GeneticConfig, begins: bool, problem: Problem) -> Search:
     )
 
 
+_RELAXED = tuple(f"relaxed-{name}" for name in RELAXATIONS)
+_ANNEALINGS = tuple(f"annealed-{name}" for name in SOFT)
 SEARCHES: dict[str, Callable[[Problem], Search]] = {
     "swaps": functools.partial(_swaps, "regrow"),
     "swaps-steepest": functools.partial(_swaps, "steepest"),
     "swaps-nonlocal": functools.partial(_swaps, "nonlocal"),
     "swaps-random": functools.partial(_swaps, "random"),
-    **{f"relaxed-{name}": functools.partial(_relaxed, name, "put-back") for name in RELAXATIONS},
+    **{name: functools.partial(_relaxed, name) for name in (*_RELAXED, *_ANNEALINGS)},
     # A population of 50 would be most of what there is to evaluate.
     "genetic": functools.partial(
         _genetic, GeneticConfig(population_size=16, crossover="blocks"), True
@@ -151,7 +166,8 @@ HYBRIDS: dict[str, tuple[str, str]] = {
 }
 """Two searches by name, of which the second begins at what the first found."""
 METHODS = (*POLICIES, *SEARCHES, *HYBRIDS)
-# What relaxations of soft masks end with.
+# Searches through soft masks, and what is scored of their ends.
+_SOFT = (*(f"relaxed-{name}" for name in SOFT), *_ANNEALINGS)
 ENDS = ("soft", "rounded")
 
 
@@ -285,7 +301,7 @@ def _key(row: Row) -> tuple:
 def _missing(settings: Settings, task: Task, done: set[tuple]) -> bool:
     budgets = (0,) if task.method in POLICIES else settings.evaluations
     needed = [(task.method, n) for n in budgets]
-    if task.method.removeprefix("relaxed-") in SOFT:
+    if task.method in _SOFT:
         needed += [(f"{task.method}-{end}", max(budgets)) for end in ENDS]
     return any((task.clip.name, task.sparsity, *each) not in done for each in needed)
 
@@ -351,23 +367,25 @@ def _solve(context: Context, task: Task) -> Iterator[Row]:
             config=CONFIG,
         )
 
-    problem = Problem(objective, shape, count, start, jnp.stack(one_shot))
+    most = max(settings.evaluations)
+    problem = Problem(objective, shape, count, start, jnp.stack(one_shot), most)
     for budget, result in _search(context, problem, task.method, key):
         mask = result.mask(shape)
         row |= {"evaluations": budget, "done": result.evaluations, "seconds": result.seconds}
         yield row | {"loss": float(result.best.loss)} | _score(context, task, sound, mask)
-        if budget == max(settings.evaluations):
-            for name, loss, mask in _ends(task.method, result, count):
+        if budget == most:
+            for name, loss, mask in _ends(task.method, most, result, count):
                 end = task._replace(method=f"{task.method}-{name}")
                 scores = _score(context, end, sound, mask)
                 yield row | {"method": end.method, "loss": loss} | scores
 
 
-def _ends(method: str, result: Result, count: int) -> Iterator[tuple[str, float, jax.Array]]:
+def _ends(
+    method: str, evaluations: int, result: Result, count: int
+) -> Iterator[tuple[str, float, jax.Array]]:
     """Names, losses and masks that a relaxation of soft masks ended with."""
-    relaxation = method.removeprefix("relaxed-")
-    if relaxation in SOFT and result.steps:
-        soft = soft_mask(_relaxation(relaxation), result.state, count)
+    if method in _SOFT and result.steps:
+        soft = soft_mask(_relaxation(method, evaluations), result.state, count)
         losses = [float(result.history[name][-1]) for name in ("loss", "hard_loss")]
         yield from zip(ENDS, losses, (soft, hard_mask(result.state, count)), strict=True)
 
@@ -382,7 +400,9 @@ def _search(
     with tempfile.TemporaryDirectory() as folder:
         for budget in sorted(context.settings.evaluations):
             share = budget // 2 if then else budget
-            result = _advance(context, problem, first, keys[0], share, folder)
+            # For more evaluations an annealing is another search from its first update on.
+            goes_on = None if first in _ANNEALINGS else folder
+            result = _advance(context, problem, first, keys[0], share, goes_on)
             for name in then:
                 begun = problem._replace(start=result.mask(problem.shape))
                 after = _advance(context, begun, name, keys[1], budget - result.evaluations)
@@ -402,7 +422,7 @@ def _advance(
     folder: str | None = None,
 ) -> Result:
     """Runs a search, and goes on with it where it was if there is a folder."""
-    search = SEARCHES[name](problem)
+    search = SEARCHES[name](problem._replace(evaluations=budget))
     if name not in context.compiled:
         run_search(search, key, steps=1, progress=False)
         context.compiled.add(name)

@@ -34,8 +34,8 @@ Make: TypeAlias = Callable[[Any, tuple[int, int], Any, HardMask], Search]
 
 _scores_optimizer = optax.adam(0.1)
 _STEEPNESS = 8.0
-# Of the scores, between two roundings that are scored.
-_UPDATES = 4
+UPDATES_PER_STEP = 4
+"""Updates of the scores in `relaxed` between two roundings that are scored."""
 
 
 def relaxed(
@@ -64,7 +64,7 @@ def relaxed(
         relaxation=chosen._replace(to_scores=narrow_start),
         optimizer=_scores_optimizer,
         start=start,
-        updates_per_step=_UPDATES,
+        updates_per_step=UPDATES_PER_STEP,
     )
 
 

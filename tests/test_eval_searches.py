@@ -48,7 +48,7 @@ def read_row(out, method, evaluations):
 def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, capsys):
     out = tmp_path / "run"
     methods = ("random", "contrast", "swaps", "relaxed-projection", "genetic-thesis")
-    methods += ("genetic", "relaxed-then-genetic", "relaxed-then-swaps")
+    methods += ("annealed-projection", "genetic", "relaxed-then-genetic", "relaxed-then-swaps")
     more = ("--clips", "2", "--methods", *methods, "--evaluations", "61", "110")
     assert searches.main(flags(data, out, *more, "--json")) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -56,9 +56,13 @@ def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, ca
     groups = {(g["method"], g["evaluations"]): g for g in summary["groups"]}
     assert set(groups) == {("random", 0), ("contrast", 0)} | {
         (method, n) for method in methods[2:] for n in (61, 110)
-    } | {("relaxed-projection-soft", 110), ("relaxed-projection-rounded", 110)}
-    # A hybrid with another budget is another search.
-    for method in methods[2:-2]:
+    } | {
+        (f"{kind}-projection-{end}", 110)
+        for kind in ("relaxed", "annealed")
+        for end in ("soft", "rounded")
+    }
+    # A hybrid or an annealing with another budget is another search.
+    for method in ("swaps", "relaxed-projection", "genetic-thesis", "genetic"):
         assert groups[method, 110]["loss"]["mean"] <= groups[method, 61]["loss"]["mean"]
     for method in ("swaps", "relaxed-projection"):
         assert groups[method, 110]["mse"]["mean"] < groups["contrast", 0]["mse"]["mean"]
@@ -66,6 +70,16 @@ def test_all_ways_are_scored_after_each_number_of_evaluations(data, tmp_path, ca
         groups[f"relaxed-projection{end}", 110]["loss"]["mean"] for end in ("-soft", "-rounded", "")
     )
     assert soft != rounded and best <= rounded
+
+    def gap(kind):
+        soft, rounded = (
+            groups[f"{kind}-projection-{end}", 110]["loss"]["mean"] for end in ("soft", "rounded")
+        )
+        return abs(rounded - soft)
+
+    # What an annealing ends with is nearly hard.
+    assert gap("annealed") < 0.2 * gap("relaxed")
+    assert groups["annealed-projection", 61]["loss"] != groups["annealed-projection", 110]["loss"]
     for end in ("-soft", "-rounded"):
         ends = groups[f"relaxed-projection{end}", 110]
         assert ends["loss"]["mean"] == pytest.approx(ends["mse"]["mean"], rel=1e-4)
