@@ -87,7 +87,7 @@ class Checkpoints:
         self._directory = Path(directory).absolute()
         self._keep = keep
         self._damaged: list[Path] = []
-        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._checkpointer = _make_checkpointer()
 
     def steps(self) -> list[int]:
         """The steps at which there is a checkpoint, good or damaged, in ascending order.
@@ -205,6 +205,18 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _make_checkpointer() -> ocp.Checkpointer:
+    """Makes one that waits for no other process: one of a cluster writes, and each reads."""
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process-{index}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _check_room(path: Path, size: int) -> None:

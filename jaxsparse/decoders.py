@@ -27,7 +27,9 @@ SAMPLERS: dict[str, type[DecoderConfig]] = {"unet-sampler": SamplerConfig}
 
 def has_parameters(decoder: Decoder) -> bool:
     """Whether a decoder has anything to train."""
-    return bool(jax.tree.leaves(jax.eval_shape(decoder.init, jax.random.key(0))))
+    # The key is made within: no device is looked for, which would be too early for a cluster.
+    shapes = jax.eval_shape(lambda: decoder.init(jax.random.key(0)))
+    return bool(jax.tree.leaves(shapes))
 
 
 def name_of(config: DecoderConfig) -> str:

@@ -23,7 +23,7 @@ import optax
 from jaxtyping import Array, Float
 
 from eval.command import parse_settings
-from jaxsparse import manifest
+from jaxsparse import manifest, sharding
 from jaxsparse.codec import context, rdo
 from jaxsparse.codec.rate import bits, choose_tables
 from jaxsparse.codec.weights import load_codec, save_codec
@@ -35,6 +35,7 @@ from jaxsparse.nn.mdct_unet import MDCTUNetConfig
 from jaxsparse.nn.network import n_parameters
 from jaxsparse.quantizer import Coded, active_level, noise_signs, relative_step
 from jaxsparse.settings import SettingsError, check_least, check_ranges
+from jaxsparse.sharding import Devices
 from jaxsparse.terms import INTELLIGIBLE
 from jaxsparse.transforms.grid import N_LEVELS, N_RATES
 from jaxsparse.transforms.mdct import imdct, mdct
@@ -135,6 +136,9 @@ class Settings:
     """Type of the numbers in the trained networks' file."""
     tensorboard: bool = False
     """Writes TensorBoard events too (needs the extra `tensorboard`)."""
+    mesh: Devices = None
+    """Devices that share each batch: so many of this process, all, or those of all processes of a
+    cluster (docs/devices.md); none trains on the first one."""
     picture_every: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -245,17 +249,23 @@ def make_step(settings: Settings, models: Any, optimizer: optax.GradientTransfor
         means = {name: value.mean() for name, value in terms.items()}
         return heard + jnp.mean(price * kbps), {**means, "kbit_per_s": kbps.mean()}
 
+    def measure(
+        params: Params, temperature: Array, keys: Array, audio: Float[Array, "B N"]
+    ) -> tuple[Any, Params]:
+        """Loss and gradient of a device's share of the batch."""
+        crops, rates = jax.vmap(functools.partial(make_crop, settings))(keys[:, 0], audio)
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+        return gradient_of(params, crops, rates, (keys[:, 1], keys[:, 2]), temperature)
+
     @functools.partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, audio: Float[Array, "B N"]
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), (3, audio.shape[0]))
-        crops, rates = jax.vmap(functools.partial(make_crop, settings))(keys[0], audio)
+        keys = keys.T[sharding.order_of_rows(audio.shape[0])]
         first, last = settings.temperatures
         temperature = first * (last / first) ** (state.step / settings.steps)
-        measured = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, crops, rates, (keys[1], keys[2]), temperature
-        )
+        measured = sharding.mean_over_devices(measure, (state.params, temperature), (keys, audio))
         (loss, terms), gradient = measured
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
@@ -346,7 +356,8 @@ def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         try:
             settings = parse_settings(Settings, "train.codec", __doc__, argv)
-            train(settings, stop=signals.requested)
+            with sharding.use(settings.mesh):
+                train(settings, stop=signals.requested)
         except Stopped as stopped:
             print(f"train.codec: {stopped}", file=sys.stderr)
             return signals.exit_code

@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 from tqdm import tqdm
 
-from jaxsparse import manifest
+from jaxsparse import manifest, sharding
 from jaxsparse.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from jaxsparse.contracts import Decoder, DecoderConfig, Params, Policy
 from jaxsparse.data.clips import Clip, FileClip, PreparedClip, find_clips
@@ -61,6 +61,7 @@ NOT_IDENTITY = (
     "snapshot_every",
     "save_dtype",
     "tensorboard",
+    "mesh",
 )
 _log = logging.getLogger(__name__)
 
@@ -119,9 +120,15 @@ def train(
 
     Raises:
         Stopped: As `run_task` does, and all else that it raises.
-        SettingsError: If the network to start from has another architecture.
+        SettingsError: If the network to start from has another architecture, or the sampler's
+            clips can't be split over the devices.
     """
     decoder = settings.decoder.build()
+    if settings.n_sampled % sharding.n_devices():
+        raise SettingsError(
+            f"the sampler's {settings.n_sampled} clips of each batch can't be split over "
+            f"{sharding.n_devices()} devices"
+        )
     optimizer = make_optimizer(settings)
     started = _started_from(settings)
 
@@ -163,7 +170,10 @@ def run_task(settings: Any, task: Task, *, stop: Callable[[], bool] = lambda: Fa
         AudioError: If there is no usable audio.
         FloatingPointError: If a loss or a parameter is no longer finite; the last checkpoint stays.
         OSError: If something can't be read or written; the last checkpoint stays.
+        ShardingError: If a batch can't be split over the devices of the mesh in force.
     """
+    # Refused before anything is read.
+    sharding.order_of_rows(settings.batch_size)
     clips = find_clips(settings.data, settings.split)
     with closing(Checkpoints(settings.workdir / "checkpoints")) as checkpoints:
         found = _find_run(checkpoints, settings, task.identity)
@@ -177,8 +187,9 @@ def run_task(settings: Any, task: Task, *, stop: Callable[[], bool] = lambda: Fa
             _log.info("%s holds no run: starting anew", settings.workdir)
         settings.workdir.mkdir(parents=True, exist_ok=True)
         state = task.init() if found is None else restore_state(found, task.like)
+        state = sharding.place_whole(state)
         # Processes that read ahead are started next, and they must be ended with the run.
-        if stop():
+        if sharding.any_process(stop()):
             raise Stopped("stopped before the first step")
         with closing(iter(loader)) as batches, Log(settings, found) as log:
             if found:
@@ -187,10 +198,17 @@ def run_task(settings: Any, task: Task, *, stop: Callable[[], bool] = lambda: Fa
             def save(state: TrainState) -> None:
                 _check_finite(state, log.step)
                 data = {"loader": batches.get_state(), "log": log.state()}
-                checkpoints.save(log.step, tuple(state), data, identity)
+                if sharding.is_main():
+                    checkpoints.save(log.step, tuple(state), data, identity)
 
             def keep(state: TrainState, path: Path) -> None:
-                task.save(state.params, path, log.history, loader)
+                if sharding.is_main():
+                    params = jax.device_get(state.params)
+                    task.save(params, path, log.history, loader)
+
+            def draw(params: Params, audio: np.ndarray, step: int) -> None:
+                if sharding.is_main():
+                    task.draw(jax.device_get(params), audio, step)
 
             state = _run_steps(
                 settings,
@@ -200,7 +218,7 @@ def run_task(settings: Any, task: Task, *, stop: Callable[[], bool] = lambda: Fa
                 log,
                 save=save,
                 keep=keep,
-                draw=task.draw,
+                draw=draw,
                 stop=stop,
             )
             path = settings.workdir / "network.safetensors"
@@ -243,7 +261,7 @@ def _run_steps(
     saved = log.step
     try:
         while log.step < settings.steps:
-            if stop():
+            if sharding.any_process(stop()):
                 if log.step != saved:
                     save(state)
                 raise Stopped(
@@ -257,7 +275,10 @@ def _run_steps(
                 if stop():
                     continue
                 raise
-            state, losses = step(state, audio)
+            state, losses = step(state, sharding.place_rows(audio))
+            if sharding.n_devices() > 1 and jax.default_backend() == "cpu":
+                # Devices that are threads of one processor starve each other otherwise.
+                jax.block_until_ready(losses)
             log.add(losses)
             if log.step % settings.checkpoint_every == 0 or log.step == settings.steps:
                 log.flush()
@@ -332,29 +353,41 @@ def make_step(settings: Settings, decoder: Decoder, optimizer: optax.GradientTra
     """
     key = jax.random.key(settings.seed)
     names = settings.terms
-    measure = make_loss(parse_loss(settings.loss), STFT)
+    loss = make_loss(parse_loss(settings.loss), STFT)
 
     def loss_of(
-        params: Params, examples: Example, audio: Float[Array, "B N"], step: Int[Array, ""]
+        params: Params,
+        share: Settings,
+        examples: Example,
+        audio: Float[Array, "B N"],
+        step: Int[Array, ""],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        if settings.n_sampled:
-            examples = _exchange(settings, params["sampler"], examples, step)
-        own = _decoder_params(settings, params)
+        if share.n_sampled:
+            examples = _exchange(share, params["sampler"], examples, step)
+        own = _decoder_params(share, params)
         estimate = jax.vmap(decoder.apply, (None, 0, 0))(own, *examples)
-        return measure(reference=examples.spectrogram, estimate=estimate, audio=audio)
+        return loss(reference=examples.spectrogram, estimate=estimate, audio=audio)
+
+    def measure(
+        params: Params, step: Int[Array, ""], keys: Key[Array, " B"], audio: Float[Array, "B N"]
+    ) -> tuple[Any, Params]:
+        """Loss and gradient of a device's share of the batch."""
+        share = dataclasses.replace(settings, batch_size=audio.shape[0])
+        audio, examples = make_batch(share, keys, audio)
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+        return gradient_of(params, share, examples, audio, step)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, audio: Float[Array, "B N"]
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), audio.shape[0])
-        audio, examples = make_batch(settings, keys, audio)
-        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
-        measured = gradient_of(state.params, examples, audio, state.step)
-        (loss, terms), gradient = measured
+        keys = keys[sharding.order_of_rows(len(keys))]
+        measured = sharding.mean_over_devices(measure, (state.params, state.step), (keys, audio))
+        (value, terms), gradient = measured
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        losses = {"loss": loss, **{name: terms[name] for name in names}}
+        losses = {"loss": value, **{name: terms[name] for name in names}}
         return TrainState(params, moments, state.step + 1), losses
 
     return step
@@ -509,16 +542,21 @@ class Log:
         self._schedule = _schedule(settings)
 
     def __enter__(self) -> "Log":
-        self._path = self.settings.workdir / "log.csv"
+        main = sharding.is_main()
+        self._path = self.settings.workdir / "log.csv" if main else Path(os.devnull)
         self._file: TextIO = self._path.open("w", newline="", encoding="utf-8")
         self._csv = csv.DictWriter(self._file, self.fields, lineterminator="\n")
         self._csv.writeheader()
         self._write(*self.history)
         self._bar = tqdm(
-            total=self.settings.steps, initial=self.step, desc="training", unit="step", disable=None
+            total=self.settings.steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            disable=None if main else True,
         )
         self._events = None
-        if self.settings.tensorboard:
+        if self.settings.tensorboard and main:
             with needs_extra("tensorboard"):
                 from tensorboardX import SummaryWriter
 
@@ -613,6 +651,7 @@ def _make_loader(settings: Any, clips: Iterable[Clip]) -> Loader:
             strict=settings.strict,
             workers=settings.workers,
             progress=sys.stderr.isatty(),
+            process=(jax.process_index(), sharding.n_processes()),
         )
     except AudioError as error:
         raise AudioError(f"{settings.data}: {error}") from error

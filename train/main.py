@@ -110,10 +110,12 @@ def _train(argv: list[str], signals: StopSignals) -> int:
         "--recipe perceptual --loss mse+0.5*mfcc fine-tunes a trained network for its sound too.",
         args=rest,
     )
+    from jaxsparse import sharding
     from train.loop import Stopped, train
 
     try:
-        train(settings, recipe=chosen.recipe, stop=signals.requested)
+        with sharding.use(settings.mesh):
+            train(settings, recipe=chosen.recipe, stop=signals.requested)
     except Stopped as stopped:
         print(f"train: {stopped}", file=sys.stderr)
         return signals.exit_code

@@ -11,6 +11,7 @@ from jaxsparse.nn.sparse_cnn import SparseCNNConfig
 from jaxsparse.policies import POLICIES
 from jaxsparse.search.relaxations import RELAXATIONS
 from jaxsparse.settings import SettingsError, check_least
+from jaxsparse.sharding import Devices
 from jaxsparse.terms import TERMS, hears, parse_loss
 from jaxsparse.transforms.stft import STFTConfig
 
@@ -114,6 +115,9 @@ class Settings:
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     # Writes TensorBoard events too (needs the extra `tensorboard`).
     tensorboard: bool = False
+    # Devices that share each batch: so many of this process, all, or those of all processes of a
+    # cluster (docs/devices.md); none trains on the first one.
+    mesh: Devices = None
 
     def __post_init__(self) -> None:
         if len(self.sparsity) not in (1, 2) or not all(0 < s < 1 for s in self.sparsity):

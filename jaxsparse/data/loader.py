@@ -167,6 +167,7 @@ def make_loader(
     threads: int = 1,
     prefetch: int = 2,
     progress: bool = False,
+    process: tuple[int, int] = (0, 1),
 ) -> Loader:
     """Builds the loader of a training or an evaluation.
 
@@ -189,6 +190,8 @@ def make_loader(
       threads: threads that read batches, in each process.
       prefetch: batches that wait in memory, in each process.
       progress: show a progress bar while the clips are checked.
+      process: index of this process and number of processes that share each batch; that of index p
+        of P gets the clips p, p + P, p + 2 P and so on of it, and reads no others.
 
     Returns:
       The loader; iterate over it.
@@ -206,6 +209,9 @@ def make_loader(
         raise ValueError(f"workers must be at least 0, not {workers}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be from 0 to 2^32 - 1, not {seed}")
+    index, n_processes = process
+    if not 0 <= index < n_processes or batch_size % n_processes:
+        raise ValueError(f"a batch of {batch_size} has no equal part {index} of {n_processes}")
     with needs_extra("train"):
         import grain
 
@@ -227,7 +233,10 @@ def make_loader(
     if shuffle:
         indices = indices.shuffle()
     parts = indices.random_map(read_clip).repeat(num_epochs)
-    batches = parts.batch(batch_size, drop_remainder=drop_remainder).to_iter_dataset(
+    if n_processes > 1:
+        parts = parts[index::n_processes]
+    own_size = batch_size // n_processes
+    batches = parts.batch(own_size, drop_remainder=drop_remainder).to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     )
     if workers:

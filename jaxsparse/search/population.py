@@ -58,7 +58,8 @@ def _evaluate_on_all(score: Callable, bits: Array, chunk: int, devices: int) -> 
     padded = jnp.pad(bits, ((0, rounds * chunk * devices - n), (0, 0)), mode="edge")
     parts = sharding.split(padded.reshape(rounds, devices * chunk, -1), axis=1)
     scored = lax.map(lambda part: jax.vmap(score)(sharding.split(part)), parts)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], scored)
+    scored = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], scored)
+    return sharding.gather(scored)
 
 
 def chunk_size(objective: Callable, shape: tuple[int, ...], chunk_bytes: int | None = None) -> int:

@@ -162,12 +162,13 @@ def run(
             initial=loop.step,
             desc=label,
             unit="step",
-            disable=None if progress is None else not progress,
+            disable=True if not sharding.is_main() else None if progress is None else not progress,
         )
         with bar:
             for done in loop.calls(minutes):
                 bar.update(done)
-                bar.set_postfix_str(f"best loss {float(np.mean(loop.state.best.loss)):.4g}")
+                best = np.mean(sharding.fetch(loop.state.best.loss))
+                bar.set_postfix_str(f"best loss {float(best):.4g}")
                 saved.keep(loop, final=loop.step == steps)
         saved.keep(loop, final=True)
     return loop.result()
@@ -196,12 +197,13 @@ class _Loop:
         if found := saved.newest():
             like = init(key) if self.search.on_host else jax.eval_shape(init, key)
             self.step, self.seconds = found.step, float(found.data["seconds"])
-            self.state, self.first, history = saved.restore(found, like)
+            state, self.first, history = saved.restore(found, like)
+            self.state = sharding.place_whole(state)
             self.history = [history] if history else []
             return
         began = time.perf_counter()
         self.state = jax.block_until_ready(init(key))
-        self.first = np.asarray(self.state.best.loss)
+        self.first = np.asarray(sharding.fetch(self.state.best.loss))
         self.seconds = time.perf_counter() - began
 
     def calls(self, minutes: float | None) -> Iterator[int]:
@@ -219,9 +221,11 @@ class _Loop:
             yield n
             # The first call compiles.
             began = began or time.perf_counter()
-            if minutes is not None and time.perf_counter() - began >= 60 * minutes:
+            over = minutes is not None and time.perf_counter() - began >= 60 * minutes
+            if sharding.any_process(over):
                 return
             n = min(max(int(n * CALL_SECONDS / max(took, 1e-9)), 1), 2 * n, self.call_steps)
+            n = sharding.of_main(n)
 
     def _compiled(self) -> Callable[[int], None]:
         step = as_tree(self.search.step)
@@ -232,7 +236,7 @@ class _Loop:
             self.state, infos = _advance(
                 step, self.key, self.state, self.step, self.step + n, empty
             )
-            values = jax.device_get(infos)._asdict()
+            values = jax.device_get(sharding.fetch(infos))._asdict()
             self.history.append({name: value[:n] for name, value in values.items()})
 
         return advance
@@ -253,7 +257,8 @@ class _Loop:
 
     def result(self) -> Result:
         evaluations = self.search.initial_evaluations + self.step * self.search.evaluations
-        return Result(self.state, self.first, self.stacked(), self.step, evaluations, self.seconds)
+        state = sharding.fetch(self.state)
+        return Result(state, self.first, self.stacked(), self.step, evaluations, self.seconds)
 
 
 @jax.jit
@@ -315,11 +320,18 @@ class _Saved:
         return jax.tree.map(jnp.asarray, tree["state"]), first, history
 
     def keep(self, loop: _Loop, *, final: bool) -> None:
-        due = final or time.perf_counter() - self._last >= SAVE_SECONDS
-        if not self._checkpoints or not due or self._step == loop.step:
+        if not self._checkpoints or self._step == loop.step:
             return
-        state = {"state": loop.state, "first": loop.first, "history": loop.stacked()}
-        self._checkpoints.save(loop.step, state, {"seconds": loop.seconds}, self._manifest)
+        due = final or time.perf_counter() - self._last >= SAVE_SECONDS
+        if not sharding.any_process(due):
+            return
+        state = {
+            "state": sharding.fetch(loop.state),
+            "first": loop.first,
+            "history": loop.stacked(),
+        }
+        if sharding.is_main():
+            self._checkpoints.save(loop.step, state, {"seconds": loop.seconds}, self._manifest)
         self._last, self._step = time.perf_counter(), loop.step
 
 
