@@ -45,7 +45,7 @@ from eval.masks_report import DEFAULTS, MEASURES, RELAXATION_SEARCHES, relaxed
 from eval.reconstruction import CONFIG, make_synthesis, mask_key
 from eval.report import SCORES, Phases
 from eval.rows import Row, RowFile, one_of, parse_reasons
-from jaxsparse import manifest, pretrained
+from jaxsparse import manifest, pretrained, sharding
 from jaxsparse.contracts import Decoder
 from jaxsparse.data.clips import FileClip
 from jaxsparse.data.folder import CLIP_SAMPLES
@@ -76,6 +76,7 @@ from jaxsparse.search.relaxations import RELAXATIONS
 from jaxsparse.search.run import Result
 from jaxsparse.search.run import run as run_search
 from jaxsparse.settings import SettingsError, check_least
+from jaxsparse.sharding import LocalDevices
 from jaxsparse.spectrogram import log_power
 from jaxsparse.transforms.stft import stft
 from jaxsparse.types import SAMPLE_RATE
@@ -196,6 +197,8 @@ class Settings:
     """Of masks and searches, with the clip's name."""
     workers: int | None = None
     """Processes that compute scores; one for each CPU by default."""
+    mesh: LocalDevices = None
+    """Devices that share each population: so many, or all; none takes the first one."""
     json: bool = False
     """Print the JSON summary instead of the tables."""
 
@@ -266,9 +269,15 @@ def run(settings: Settings) -> dict[str, Any]:
         OSError: If a clip can't be found or the results can't be written.
         RowsError: If what is in `settings.out` is damaged.
         SettingsError: If a setting is out of range.
+        ShardingError: If there are fewer devices.
         WeightsError: If a network's file is damaged.
     """
     _check(settings)
+    with sharding.use(settings.mesh):
+        return _run(settings)
+
+
+def _run(settings: Settings) -> dict[str, Any]:
     out = RowFile(settings.out, COLUMNS, _identity(settings), DEFAULTS)
     with out, jax.default_matmul_precision("highest"), ScorePool(settings.workers) as pool:
         tasks = list(make_tasks(settings, pool))

@@ -41,7 +41,7 @@ from eval import report
 from eval.command import parse_settings, run_command
 from eval.report import GROUP, PHASES, SCORES, Phases
 from eval.rows import Row, RowFile, RowsError, parse_reasons
-from jaxsparse import pretrained
+from jaxsparse import pretrained, sharding
 from jaxsparse.data.clips import Clip, find_clips
 from jaxsparse.data.folder import CLIP_SAMPLES
 from jaxsparse.decoders import DECODERS
@@ -53,6 +53,7 @@ from jaxsparse.policies import POLICIES
 from jaxsparse.pretrained import Pretrained
 from jaxsparse.reconstruct import batched, put_back, to_spectrum, to_waveform
 from jaxsparse.settings import SettingsError, check_least
+from jaxsparse.sharding import LocalDevices
 from jaxsparse.spectrogram import db_to_amplitude, log_power, phase_mask
 from jaxsparse.transforms.stft import STFTConfig, griffin_lim, stft
 from jaxsparse.types import SAMPLE_RATE
@@ -73,7 +74,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "reasons": parse_reasons,
 }
 # Settings that a resumed run may change: they don't decide on any value.
-NOT_IDENTITY = ("data", "out", "workers", "batch", "json")
+NOT_IDENTITY = ("data", "out", "workers", "batch", "mesh", "json")
 # Bounds the waveforms in memory while the scores are slower than the device.
 MAX_PENDING = 64
 
@@ -116,7 +117,9 @@ class Settings:
     limit: int | None = None
     """Only the first clips."""
     batch: int = 2
-    """Clips in one call on the device."""
+    """Clips in one call on the device, or on all of the mesh."""
+    mesh: LocalDevices = None
+    """Devices that share each batch: so many, or all; none takes the first one."""
     scores: bool = True
     """PESQ and STOI too, not only the MSE."""
     workers: int | None = None
@@ -166,8 +169,16 @@ def run(settings: Settings) -> dict[str, Any]:
         OSError: If the data can't be found or the results can't be written.
         RowsError: If what is in `settings.out` is damaged.
         SettingsError: If a setting is out of range.
+        ShardingError: If a batch can't be split over the devices.
     """
     _check(settings)
+    with sharding.use(settings.mesh):
+        return _run(settings)
+
+
+def _run(settings: Settings) -> dict[str, Any]:
+    # Refused before anything is read.
+    sharding.order_of_rows(settings.batch)
     clips = find_clips(settings.data, settings.split)[: settings.limit]
     methods = make_methods(settings)
     wanted = (_key(row) for clip in clips for method in methods for row in _empty(method, clip))
@@ -354,12 +365,14 @@ def _process(
     """Reconstructs a batch in every way and hands the waveforms to the pool."""
     # The last batch is filled up, so that nothing is compiled anew.
     filled = (list(batch) * settings.batch)[: settings.batch]
-    spectra, dense = _analyze(np.stack([segment.signal for segment in filled]))
+    signals = sharding.place_batch(np.stack([segment.signal for segment in filled]))
+    spectra, dense = _analyze(signals)
     for method, seed in ((m, seed) for m in methods for seed in m.seeds):
         rows = [[r for r in _empty(method, x.clip, seed) if _key(r) not in done] for x in batch]
         if not any(rows):
             continue
         keys = jnp.stack([mask_key(seed, segment.clip.name) for segment in filled])
+        keys = sharding.place_batch(keys)
         observed = draw(method.mask, method.sparsity, dense, keys)
         estimates = method.fill(dense, observed)
         synthesize = make_synthesis(

@@ -258,6 +258,8 @@ def _load_codec_modules() -> None:
 
 def _one_output(arguments: argparse.Namespace, suffix: str) -> Path:
     """Returns where the one input goes; several, and folders, are refused."""
+    if arguments.part:
+        raise _RefusedError("--part is for many files and needs --out DIR")
     place = _place(arguments.input)
     if isinstance(place, Path) and os.path.isdir(place):
         raise _RefusedError(f"{place}: is a directory; --out DIR says where its files go")
@@ -277,7 +279,9 @@ def _jobs(arguments: argparse.Namespace, suffix: str) -> list[Any]:
         raise _RefusedError("standard input has no name, so --out DIR can't tell its file's")
     _check_folder(arguments.out)
     with _refusing():
-        return batch.plan(inputs, arguments.out, suffix)
+        jobs = batch.plan(inputs, arguments.out, suffix)
+    first, step = arguments.part or (1, 1)
+    return jobs[first - 1 :: step]
 
 
 def _code_files(
@@ -893,6 +897,13 @@ def _add_files(parser: argparse.ArgumentParser, source: str, target: str, metava
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write to, made where it is missing"
     )
+    parser.add_argument(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        help="with --out, only the files I, I + N, I + 2 N ...: N processes, on one machine or on "
+        "many, share the files without knowing of each other",
+    )
     _add_force(parser)
 
 
@@ -910,6 +921,14 @@ def _input(text: str) -> Path:
 
 def _output(text: str) -> Path:
     return _STDOUT if text == "-" else Path(text)
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Reads which part of the files is meant, and of how many."""
+    found = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    if found and 1 <= int(found[1]) <= int(found[2]):
+        return int(found[1]), int(found[2])
+    raise argparse.ArgumentTypeError(f"{text!r} is not one of N parts, as 1/8 is, or 8/8")
 
 
 def _sparsity(text: str) -> str:

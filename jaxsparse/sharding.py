@@ -27,7 +27,9 @@ from jaxsparse.errors import JaxsparseError
 
 AXIS = "data"
 """Name of the mesh's axis."""
-Devices: TypeAlias = int | Literal["all", "cluster"] | None
+LocalDevices: TypeAlias = int | Literal["all"] | None
+"""So many devices of this process, or all of them."""
+Devices: TypeAlias = LocalDevices | Literal["cluster"]
 """So many devices of this process; all of them; or those of all processes of a cluster."""
 
 
@@ -67,6 +69,8 @@ def _join_cluster() -> None:
     known = [os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")]
     try:
         n_processes, index = [None if value is None else int(value) for value in known]
+        # It would take SIGTERM away from programs that save what they have done.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(num_processes=n_processes, process_id=index)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ShardingError(f"no cluster is found: {error}") from error
@@ -194,6 +198,21 @@ def place_rows(rows: Float[np.ndarray, "B ..."]) -> Any:
     ordered = np.concatenate([rows[first::own] for first in range(own)])
     sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(AXIS))
     return jax.make_array_from_process_local_data(sharding, ordered)
+
+
+def place_batch(tree: Any) -> Any:
+    """Splits arrays' first axis over the devices of the mesh in force, in its order.
+
+    Args:
+        tree: Arrays of this process, which must be the only one.
+
+    Raises:
+        ShardingError: If the number of devices does not divide the length.
+    """
+    if n_devices() == 1:
+        return tree
+    order_of_rows(len(jax.tree.leaves(tree)[0]))
+    return jax.device_put(tree, NamedSharding(jax.sharding.get_mesh(), PartitionSpec(AXIS)))
 
 
 def place_whole(tree: Any) -> Any:

@@ -104,6 +104,20 @@ def test_several_inputs_and_one(recordings, tmp_path, capsys):
     assert (status, summary["files"], names(tmp_path / "one")) == (0, 1, ["a.jsac"])
 
 
+def test_processes_share_the_files(coded, tmp_path, capsys):
+    for i in (1, 2):
+        status, summary, _ = run(
+            capsys, "decompress", coded, "--out", tmp_path / "out", "--part", f"{i}/2"
+        )
+        assert status == 0 and summary["files"] == summary["done"] == 1
+    assert names(tmp_path / "out") == ["a.wav", "deep/b.wav"]
+    # A part may be empty.
+    status, summary, _ = run(
+        capsys, "decompress", coded, "--out", tmp_path / "out", "--part", "3/3"
+    )
+    assert status == 0 and summary["files"] == 0
+
+
 def test_one_input_and_one_output_as_ever(recordings, tmp_path):
     source = recordings / "a.wav"
     assert main(["compress", str(source), str(tmp_path / "b.jsac")]) == 0
@@ -244,6 +258,7 @@ def refused_cases(folder):
         ("decompress", folder, "--out", out): f"{folder}: no .jsac files below this directory",
         ("decompress", a, "--out", a.parent): f"{a}: is one of the inputs",
         ("decompress", a, "--json"): "--json belongs to --out DIR",
+        ("compress", a, "--part", "1/2"): "--part is for many files and needs --out DIR",
     }
 
 
