@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from jaxsparse.compilation import use_cache
 from jaxsparse.errors import JaxsparseError, MissingExtraError, describe, needs_extra
 
 Settings = TypeVar("Settings")
@@ -34,7 +35,7 @@ def parse_settings(
 def run_command(
     name: str, work: Callable[[], str], *, stopped: str = "the same command goes on"
 ) -> int:
-    """Prints what `work` returns, or one line on what went wrong.
+    """Prints what `work` returns, or one line on what went wrong; keeps what is compiled.
 
     Args:
         name: Of the program, which begins that line.
@@ -45,6 +46,7 @@ def run_command(
         0, 1 if the reader of the output has left, 2 where something was refused or an extra is
         missing, 130 after Ctrl-C.
     """
+    use_cache()
     try:
         print(work(), flush=True)
     except BrokenPipeError:

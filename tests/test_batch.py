@@ -22,6 +22,7 @@ from jaxsparse.codec import mdct_container, stream
 from jaxsparse.errors import AudioError, JaxsparseError
 from jaxsparse.files import atomic_write
 from tests.mdct_files import speech
+from tests.reference import Compilations
 from tests.test_input_faults import bound_by_permissions, refusal, snapshot
 
 RATE = 16_000
@@ -102,6 +103,19 @@ def test_several_inputs_and_one(recordings, tmp_path, capsys):
     assert names(out) == ["c.d.jsac", "er/b.jsac", "first.jsac"]
     status, summary, _ = run(capsys, "compress", "--out", tmp_path / "one", recordings / "a.wav")
     assert (status, summary["files"], names(tmp_path / "one")) == (0, 1, ["a.jsac"])
+
+
+def test_a_folder_of_other_lengths_compiles_nothing(tmp_path, capsys):
+    for name, n_samples in {"0": N_SAMPLES, "1": 2_345, "2": 3_999, "3": 5_001}.items():
+        soundfile.write(tmp_path / f"{name}.wav", speech(n_samples, 3), RATE)
+    sizes = [tmp_path / "0.wav"], [tmp_path / f"{i}.wav" for i in (1, 2, 3)]
+    counts = []
+    for inputs in sizes:
+        with Compilations() as compilations:
+            assert main(["compress", *map(str, inputs), "--out", str(tmp_path / "out")]) == 0
+            assert main(["decompress", str(tmp_path / "out"), "--out", str(tmp_path / "out")]) == 0
+        counts.append(compilations.count)
+    assert counts[1] == 0
 
 
 def test_processes_share_the_files(coded, tmp_path, capsys):

@@ -11,7 +11,7 @@ from jaxsparse.decoders import DECODERS
 from jaxsparse.pretrained import load_decoder, save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
-README, MASKS = ROOT / "README.md", ROOT / "docs" / "masks.md"
+README, MASKS, DEVICES = (ROOT / path for path in ("README.md", "docs/masks.md", "docs/devices.md"))
 MARK = "<!-- tests/test_readme.py runs this -->"
 
 
@@ -64,3 +64,10 @@ def test_what_rounding_keeps_is_what_the_page_says():
         for steepness, value in zip((1.0, 10.0), values, strict=True)
     }
     assert said == {place: round(share, 2) for place, share in shares.items()}
+
+
+def test_a_search_on_all_devices():
+    """It finds the mask that the page asks for."""
+    result = run_block(0, DEVICES)["result"]
+    assert int(result.mask((64, 32)).sum()) == 100
+    assert result.first > result.best.loss == -result.mask((64, 32))[:8].sum()

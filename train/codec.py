@@ -27,6 +27,7 @@ from jaxsparse import manifest, sharding
 from jaxsparse.codec import context, rdo
 from jaxsparse.codec.rate import bits, choose_tables
 from jaxsparse.codec.weights import load_codec, save_codec
+from jaxsparse.compilation import use_cache
 from jaxsparse.contracts import Params
 from jaxsparse.data.loader import Loader
 from jaxsparse.errors import JaxsparseError, MissingExtraError, describe
@@ -356,6 +357,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         try:
             settings = parse_settings(Settings, "train.codec", __doc__, argv)
+            use_cache()
             with sharding.use(settings.mesh):
                 train(settings, stop=signals.requested)
         except Stopped as stopped:

@@ -111,8 +111,10 @@ def _train(argv: list[str], signals: StopSignals) -> int:
         args=rest,
     )
     from jaxsparse import sharding
+    from jaxsparse.compilation import use_cache
     from train.loop import Stopped, train
 
+    use_cache()
     try:
         with sharding.use(settings.mesh):
             train(settings, recipe=chosen.recipe, stop=signals.requested)

@@ -140,7 +140,9 @@ def read_channel(
     n_segments = -(-geometry.n_frames // FRAMES_PER_SEGMENT)
     for index in range(n_segments):
         own = slice(geometry.context, geometry.context + geometry.own(index))
-        power = np.sort(np.mean(np.square(channel.coefficients(index)[:, own]), axis=0))
+        # Cut on the host: on the device each number of frames would compile.
+        seen = np.asarray(channel.coefficients(index))
+        power = np.sort(np.mean(np.square(seen[:, own]), axis=0))
         channel.levels.append(float(np.sqrt(np.mean(power[len(power) // 2 :]))))
     loudest = max(channel.levels)
     channel.levels[:] = [max(level, _QUIETEST * loudest) for level in channel.levels]
