@@ -33,7 +33,7 @@ NUMERICAL = $(shell grep -l 'mark.optimised' tests/test_*.py)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo gallery listen test lint types test-fast test-optimised test-slow bench format pins \
+.PHONY: help setup demo gallery listen test lint types test-fast test-optimised test-slow bench bench-gpu format pins \
 	package clean
 
 help:  ## Show what there is to make
@@ -74,13 +74,20 @@ test-slow: $(VENV)/.numba  ## Run the tests that take long: whole evaluations, f
 	$(BIN)/python -m pytest $(WORKERS) -m "slow and not optimised"
 	$(AVX2) $(BIN)/python -m pytest $(WORKERS) -m "slow and optimised" $(NUMERICAL)
 
-bench: $(VENV)/.ready  ## Compare training and searching with peers (installed if absent), and time metrics
-	@$(BIN)/python -c "import pymoo, torch" 2>/dev/null || $(PIP) install \
-		--build-constraint requirements-build.txt --constraint requirements.txt -e ".[benchmark]"
-	$(BIN)/python -m benchmarks.train_step --json
-	$(BIN)/python -m benchmarks.mask_search --json
+bench: $(VENV)/.peers  ## Compare the parts with peers (installed if absent), and time metrics
+	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.subset_search --json
 	$(BIN)/python -m benchmarks.metrics --json
+
+# The first line takes about ten minutes, and says most.
+bench-gpu: $(VENV)/.peers  ## The thesis' training and searches on a GPU, and the parts beside PyTorch
+	$(BIN)/python -m benchmarks.whole --json
+	$(BIN)/python -m benchmarks.speed --threads 8
+
+$(VENV)/.peers: $(VENV)/.ready
+	@$(BIN)/python -c "import evosax, pymoo, torch" 2>/dev/null || $(PIP) install \
+		--build-constraint requirements-build.txt --constraint requirements.txt -e ".[benchmark]"
+	@touch $@
 
 format: $(VENV)/.ready  ## Rewrite the files in the project's format
 	$(BIN)/ruff check --fix

@@ -19,7 +19,7 @@ def run_block(number, path=README):
     """Runs one of the blocks that say so as it stands, and returns its names."""
     text = path.read_text(encoding="utf-8")
     blocks = re.findall(rf"^{MARK}\n```python\n(.*?)```", text, re.S | re.M)
-    assert len(blocks) == text.count(MARK) == (2 if path == README else 1)
+    assert len(blocks) == text.count(MARK) == (1 if path == DEVICES else 2)
     names: dict[str, Any] = {"__name__": "readme"}
     exec(blocks[number], names)
     return names
@@ -71,3 +71,14 @@ def test_a_search_on_all_devices():
     result = run_block(0, DEVICES)["result"]
     assert int(result.mask((64, 32)).sum()) == 100
     assert result.first > result.best.loss == -result.mask((64, 32))[:8].sum()
+
+
+def test_an_annealed_relaxation_ends_nearly_hard(key):
+    """It does so at the update that the page names, and not before."""
+    to_mask = run_block(1, MASKS)["relaxation"].to_mask
+    scores = jax.random.normal(key, (32, 16))
+    between = []
+    for update in (0, 64):
+        mask = to_mask(scores, jnp.int32(60), jnp.int32(update))
+        between.append(float(jnp.mean((mask > 0.01) & (mask < 0.99))))
+    assert between[1] < 0.25 * between[0]

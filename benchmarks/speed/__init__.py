@@ -1,0 +1,1 @@
+"""How fast the parts are, beside peers and beside a floor."""
