@@ -9,6 +9,8 @@ with or without its gradient; "done" is how many it made. Seconds leave compilat
 thesis' genetic search the first population is evaluated in any case, 50 masks. What a relaxation
 ends with is scored as well, soft and rounded, beside the best of its roundings; an annealed one
 becomes steeper by equal factors until its evaluations are used up, so that it ends nearly hard.
+Searches by a derivative take that of putting bins back alone, those named "annealed-whole" that
+through the decoder, too, which takes twice as long.
 
 Searches minimise --loss, a sum of terms or a name as for training. The scores are those of `pesq`
 and `pystoi`, in both bands, and once more with a quarter of a second of silence before both sounds,
@@ -117,7 +119,7 @@ def _swaps(exchange: Any, problem: Problem) -> Search:
 
 def _relaxation(method: str, evaluations: int) -> Relaxation:
     """That of a method, for so many evaluations."""
-    kind, name = method.split("-", 1)
+    kind, name = _kind_and_name(method)
     steepness = _STEEPNESS.get(name.removeprefix("straight-through-"), _STEEPNESS_OF_OTHERS)
     if kind == "relaxed":
         return RELAXATIONS[name](steepness=steepness)
@@ -127,9 +129,18 @@ def _relaxation(method: str, evaluations: int) -> Relaxation:
     return RELAXATIONS[name](steepness=geometric(first, last, max(steps, 1) * UPDATES_PER_STEP))
 
 
+def _kind_and_name(method: str) -> tuple[str, str]:
+    """Says how a relaxation is searched with, and which it is."""
+    kind = next(
+        kind for kind in ("annealed-whole", "annealed", "relaxed") if method.startswith(kind)
+    )
+    return kind, method.removeprefix(f"{kind}-")
+
+
 def _relaxed(method: str, problem: Problem) -> Search:
     relaxation = _relaxation(method, problem.evaluations)
-    objective = problem.objective("put-back")
+    whole = _kind_and_name(method)[0] == "annealed-whole"
+    objective = problem.objective("whole" if whole else "put-back")
     return relaxed(objective, problem.shape, problem.n_ones, problem.start, relaxation)
 
 
@@ -144,7 +155,7 @@ def _genetic(config: GeneticConfig, begins: bool, problem: Problem) -> Search:
 
 
 _RELAXED = tuple(f"relaxed-{name}" for name in RELAXATIONS)
-_ANNEALINGS = tuple(f"annealed-{name}" for name in SOFT)
+_ANNEALINGS = tuple(f"{kind}-{name}" for kind in ("annealed", "annealed-whole") for name in SOFT)
 SEARCHES: dict[str, Callable[[Problem], Search]] = {
     "swaps": functools.partial(_swaps, "regrow"),
     "swaps-steepest": functools.partial(_swaps, "steepest"),

@@ -49,6 +49,8 @@ class Settings:
     """Cores that a process may use."""
     memory: bool = True
     """Measure memory too, by a process for each variant."""
+    compiled: bool = True
+    """Time compiled PyTorch too, which takes minutes to compile."""
     out: Path | None = None
     """Folder for table.md and rows.json."""
     json: bool = False
@@ -128,6 +130,7 @@ def _start(settings: Settings, name: str, n_clips: int, variant: str) -> dict[st
     """Measures in a process of its own, which has its own memory and threads."""
     command = [sys.executable, "-m", "benchmarks.speed", "--child", name, str(n_clips), variant]
     command += ["--repeats", str(settings.repeats), "--threads", str(settings.threads)]
+    command += [] if settings.compiled else ["--no-compiled"]
     # On a GPU PyTorch needs some of the memory too.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -149,7 +152,12 @@ def _measure(settings: Settings, name: str, n_clips: int, chosen: str) -> dict[s
             for _ in range(2):
                 case.variants[chosen]()
             return {"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
-        seconds = _time(case.variants, settings.repeats)
+        wanted = {
+            variant: call
+            for variant, call in case.variants.items()
+            if settings.compiled or "compiled" not in variant
+        }
+        seconds = _time(wanted, settings.repeats)
     return {
         "seconds": {variant: value / case.n_each for variant, value in seconds.items()},
         "floor_seconds": _floor(case) / case.n_each,
