@@ -102,7 +102,7 @@ class Problem(NamedTuple):
     """To begin at."""
     one_shot: HardMask
     """Masks of several policies, S by F by T."""
-    evaluations: int
+    evaluations: int = 0
     """How many there are for the search."""
 
 
@@ -379,7 +379,7 @@ def _solve(context: Context, task: Task) -> Iterator[Row]:
         )
 
     most = max(settings.evaluations)
-    problem = Problem(objective, shape, count, start, jnp.stack(one_shot), most)
+    problem = Problem(objective, shape, count, start, jnp.stack(one_shot))
     for budget, result in _search(context, problem, task.method, key):
         mask = result.mask(shape)
         row |= {"evaluations": budget, "done": result.evaluations, "seconds": result.seconds}

@@ -14,7 +14,9 @@ is the same on all.
 """
 
 import contextlib
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -44,8 +46,8 @@ def use(devices: Devices) -> Iterator[None]:
     Args:
         devices: What the mesh is made of; None puts none in force. For ``"cluster"``, which must
             come before anything is computed, the processes find each other by the variables of
-            Slurm, Kubernetes, Open MPI or a TPU pod, or by ``JAX_COORDINATOR_ADDRESS``,
-            ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+            Slurm, Open MPI or a TPU pod, or by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES``
+            and ``JAX_PROCESS_ID``.
 
     Raises:
         ShardingError: If there are fewer devices, or no cluster.
@@ -71,7 +73,12 @@ def _join_cluster() -> None:
         n_processes, index = [None if value is None else int(value) for value in known]
         # It would take SIGTERM away from programs that save what they have done.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(num_processes=n_processes, process_id=index)
+        given = None not in (n_processes, index, os.environ.get("JAX_COORDINATOR_ADDRESS"))
+        jax.distributed.initialize(
+            num_processes=n_processes,
+            process_id=index,
+            cluster_detection_method="deactivate" if given else None,
+        )
     except (RuntimeError, TypeError, ValueError) as error:
         raise ShardingError(f"no cluster is found: {error}") from error
 
@@ -83,15 +90,18 @@ def make_mesh(n_devices: int | None = None) -> Mesh:
         n_devices: Number of devices.
 
     Raises:
-        ValueError: If there are fewer.
+        ValueError: If there are fewer, or processes have different numbers of them.
     """
     devices = jax.devices() if n_devices is None else jax.local_devices()
     n_devices = len(devices) if n_devices is None else n_devices
     if not 1 <= n_devices <= len(devices):
         raise ValueError(f"a mesh has 1 to {len(devices)} devices here, not {n_devices}")
-    return jax.make_mesh(
-        (n_devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices[:n_devices]
-    )
+    counts = Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"processes have different numbers of devices: {sorted(counts.values())}")
+    # Those of a process beside each other, as `order_of_rows` has them.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered[:n_devices]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def n_devices() -> int:
@@ -104,9 +114,14 @@ def n_processes() -> int:
     return jax.process_count() if n_devices() == jax.device_count() else 1
 
 
+def process_index() -> int:
+    """Returns the number of this process among those of the mesh in force, from 0."""
+    return jax.process_index() if n_processes() > 1 else 0
+
+
 def is_main() -> bool:
     """Tells the one process that writes files from the others of a cluster."""
-    return jax.process_index() == 0
+    return process_index() == 0
 
 
 def split(tree: Any, axis: int = 0) -> Any:
@@ -183,14 +198,15 @@ def order_of_rows(n_rows: int) -> Int[np.ndarray, " n_rows"]:
     return np.transpose(dealt, (2, 1, 0)).ravel()
 
 
-def place_rows(rows: Float[np.ndarray, "B ..."]) -> Any:
+def place_rows(rows: Float[np.ndarray, "..."]) -> Any:
     """Splits a batch over the devices of the mesh in force, in the order of `order_of_rows`.
 
     Args:
-        rows: This process's: of P processes, the p-th has the rows p, p + P, p + 2 P and so on.
+        rows: This process's share of the batch: of P processes, the p-th has the rows p, p + P,
+            p + 2 P and so on.
 
     Returns:
-        The batch, with the rows of all processes; as it is where there is no mesh.
+        The whole batch; as it is where there is no mesh.
     """
     if n_devices() == 1:
         return rows
@@ -223,12 +239,12 @@ def place_whole(tree: Any) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Makes arrays that lie on the devices of several processes whole in each; all must ask."""
+    """Copies arrays that are spread over processes to each process; all of them must call it."""
     return tree if n_processes() == 1 else jax.jit(gather)(tree)
 
 
 def of_main(value: int) -> int:
-    """Returns the main process's value, so that all of a cluster do the same; all must ask."""
+    """Returns the main process's value to all processes; all of them must call it."""
     if n_processes() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -237,9 +253,43 @@ def of_main(value: int) -> int:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether a flag is set in any process of the cluster; all must ask."""
+    """Tells whether a flag is set in any process of a cluster; all of them must call it.
+
+    The answer waits for what the devices have been given before.
+    """
     if n_processes() == 1:
         return flag
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def check_same(value: str, what: str) -> None:
+    """Refuses to go on where processes of a cluster differ; all of them must call it.
+
+    Args:
+        value: Text that should be the same in all processes.
+        what: Name of the text, in the plural.
+
+    Raises:
+        ShardingError: If it isn't, in all processes.
+    """
+    if n_processes() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
+    if not (multihost_utils.process_allgather(digest) == digest).all():
+        raise ShardingError(f"the processes of the cluster have different {what}")
+
+
+def end_if_others_wait(code: int) -> None:
+    """Ends this process at once where others of a cluster would wait for it.
+
+    An ordinary exit waits for the others first, and they for the next result of this one.
+
+    Args:
+        code: The exit code.
+    """
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        os._exit(code)

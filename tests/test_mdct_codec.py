@@ -96,7 +96,9 @@ def test_any_rate_and_channels_come_back(rate, channels):
         assert np.corrcoef(own, other)[0, 1] > 0.5
 
 
-@pytest.mark.parametrize("n_samples", [1, 2, 255, 256, 257, 8_192])
+@pytest.mark.parametrize(
+    "n_samples", [1, 2, 255, 256, 257, pytest.param(8_192, marks=pytest.mark.slow)]
+)
 def test_any_length_comes_back(n_samples):
     samples = 0.3 * np.sin(np.arange(n_samples) / 5).astype(np.float32)[:, None]
     data = codec.compress(samples, RATE, MDCTSettings(kbps=16.0))

@@ -42,9 +42,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+def steps_saved(run):
+    found = (run / "checkpoints").glob("[0-9]*")
+    return max((int(path.name) for path in found if path.name.isdigit()), default=0)
+
+
 @pytest.fixture(scope="module")
 def pair(folder):
-    """Two processes with a device each, of which one is killed while they train."""
+    """Two processes with two devices each, of which one is killed while they train."""
     job = str(os.getpid())
     logs = [folder / f"{i}.log" for i in range(2)]
     processes = []
@@ -54,14 +59,14 @@ def pair(folder):
             processes.append(
                 subprocess.Popen(
                     [sys.executable, str(PROGRAM), "one-of-two", str(folder)],
-                    env=environment(1, **SLURM, **own),
+                    env=environment(2, **SLURM, **own),
                     stdout=file,
                     stderr=file,
                 )
             )
     try:
         deadline = time.monotonic() + 200
-        while not (folder / "pair" / "checkpoints" / "3").exists():
+        while not steps_saved(folder / "pair") >= 3:
             assert all(process.poll() is None for process in processes), logs[0].read_text()
             assert time.monotonic() < deadline, logs[0].read_text()
             time.sleep(0.05)

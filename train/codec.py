@@ -364,7 +364,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"train.codec: {stopped}", file=sys.stderr)
             return signals.exit_code
         except (JaxsparseError, MissingExtraError, OSError, FloatingPointError) as error:
-            print(f"train.codec: {describe(error)}", file=sys.stderr)
+            print(f"train.codec: {describe(error)}", file=sys.stderr, flush=True)
+            sharding.end_if_others_wait(2)
             return 2
     return 0
 

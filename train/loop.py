@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -179,13 +179,16 @@ def run_task(settings: Any, task: Task, *, stop: Callable[[], bool] = lambda: Fa
         found = _find_run(checkpoints, settings, task.identity)
         loader = _make_loader(settings, clips)
         identity = {"settings": task.identity, "clips": fingerprint(loader.clips)}
+        sharding.check_same(json.dumps(identity), "settings or clips")
+        sharding.check_same(str(found and found.step), "newest checkpoints")
         if found:
             now = {"clips": identity["clips"]}
             manifest.check_same(settings.workdir, {"clips": found.settings["clips"]}, now)
             _log.info("resuming at step %d", found.step)
         elif settings.resume:
             _log.info("%s holds no run: starting anew", settings.workdir)
-        settings.workdir.mkdir(parents=True, exist_ok=True)
+        if sharding.is_main():
+            settings.workdir.mkdir(parents=True, exist_ok=True)
         state = task.init() if found is None else restore_state(found, task.like)
         state = sharding.place_whole(state)
         # Processes that read ahead are started next, and they must be ended with the run.
@@ -195,14 +198,15 @@ def run_task(settings: Any, task: Task, *, stop: Callable[[], bool] = lambda: Fa
             if found:
                 _set_state(batches, found)
 
-            def save(state: TrainState) -> None:
+            def save(state: TrainState, position: Any) -> None:
                 _check_finite(state, log.step)
-                data = {"loader": batches.get_state(), "log": log.state()}
+                data = {"loader": position, "log": log.state()}
                 if sharding.is_main():
                     checkpoints.save(log.step, tuple(state), data, identity)
 
             def keep(state: TrainState, path: Path) -> None:
                 if sharding.is_main():
+                    path.parent.mkdir(exist_ok=True)
                     params = jax.device_get(state.params)
                     task.save(params, path, log.history, loader)
 
@@ -250,10 +254,10 @@ def _run_steps(
     settings: Settings,
     state: TrainState,
     step: Any,
-    batches: Iterator[dict[str, np.ndarray]],
+    batches: Any,
     log: "Log",
     *,
-    save: Callable[[TrainState], None],
+    save: Callable[[TrainState, Any], None],
     keep: Callable[[TrainState, Path], None],
     draw: Callable[[Params, np.ndarray, int], None],
     stop: Callable[[], bool],
@@ -261,20 +265,18 @@ def _run_steps(
     saved = log.step
     try:
         while log.step < settings.steps:
+            position = batches.get_state()
             if sharding.any_process(stop()):
                 if log.step != saved:
-                    save(state)
-                raise Stopped(
-                    f"stopped at step {log.step} of {settings.steps}, which is saved in "
-                    f"{settings.workdir}; the same command with --resume goes on"
-                )
-            try:
-                audio = next(batches)["audio"]
-            except RuntimeError:
-                # The terminal's Ctrl-C also ends the processes that read ahead.
-                if stop():
-                    continue
-                raise
+                    save(state, position)
+                raise Stopped(_stopped(settings, log.step))
+            audio = _read_unless_stopped(batches, stop)
+            # Of a cluster all have to stop, and those that have read go back to where they were.
+            ended = sharding.any_process(audio is None)
+            if ended or audio is None:
+                if log.step != saved:
+                    save(state, position)
+                raise Stopped(_stopped(settings, log.step))
             state, losses = step(state, sharding.place_rows(audio))
             if sharding.n_devices() > 1 and jax.default_backend() == "cpu":
                 # Devices that are threads of one processor starve each other otherwise.
@@ -282,19 +284,34 @@ def _run_steps(
             log.add(losses)
             if log.step % settings.checkpoint_every == 0 or log.step == settings.steps:
                 log.flush()
-                save(state)
+                save(state, batches.get_state())
                 saved = log.step
             if settings.snapshot_every and log.step % settings.snapshot_every == 0:
                 log.flush()
-                folder = settings.workdir / "snapshots"
-                folder.mkdir(exist_ok=True)
-                keep(state, folder / f"{log.step:06d}.safetensors")
+                keep(state, settings.workdir / "snapshots" / f"{log.step:06d}.safetensors")
             if settings.picture_every and log.step % settings.picture_every == 0:
                 draw(state.params, audio, log.step)
     except FloatingPointError as error:
         kept = f"the checkpoint of step {saved} stays" if saved else "no checkpoint was made"
         raise FloatingPointError(f"{settings.workdir}: {error}; {kept}") from None
     return state
+
+
+def _read_unless_stopped(batches: Any, stop: Callable[[], bool]) -> np.ndarray | None:
+    """Reads the next batch; None where a signal has also ended the processes that read ahead."""
+    try:
+        return next(batches)["audio"]
+    except RuntimeError:
+        if stop():
+            return None
+        raise
+
+
+def _stopped(settings: Any, step: int) -> str:
+    return (
+        f"stopped at step {step} of {settings.steps}, which is saved in {settings.workdir}; the "
+        "same command with --resume goes on"
+    )
 
 
 def make_optimizer(settings: Any) -> optax.GradientTransformation:
@@ -651,7 +668,7 @@ def _make_loader(settings: Any, clips: Iterable[Clip]) -> Loader:
             strict=settings.strict,
             workers=settings.workers,
             progress=sys.stderr.isatty(),
-            process=(jax.process_index(), sharding.n_processes()),
+            process=(sharding.process_index(), sharding.n_processes()),
         )
     except AudioError as error:
         raise AudioError(f"{settings.data}: {error}") from error

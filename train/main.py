@@ -31,8 +31,17 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return _train(argv, signals)
         except (JaxsparseError, MissingExtraError, OSError, FloatingPointError) as error:
-            print(f"train: {describe(error)}", file=sys.stderr)
+            print(f"train: {describe(error)}", file=sys.stderr, flush=True)
+            _leave_cluster()
             return 2
+
+
+def _leave_cluster() -> None:
+    # JAX takes a second to import, and most errors come before.
+    if "jax" in sys.modules:
+        from jaxsparse import sharding
+
+        sharding.end_if_others_wait(2)
 
 
 class StopSignals:
@@ -43,7 +52,8 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._received: int = signal.SIGINT
+        # Until one comes: another process of the cluster was stopped then.
+        self._received: int = signal.SIGTERM
         self._requested = self._asked = False
         self._before: dict[int, Any] = {}
 

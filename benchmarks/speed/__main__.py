@@ -1,11 +1,13 @@
 """How fast each part is: beside peers in the same process, and beside a floor.
 
 ``python -m benchmarks.speed --out results/speed`` times each case at each number of clips in a
-process of its own. Variants take turns, after a first round that compiles, and the medians count;
-results are compared before anything is timed. The ratio is our time over the peer's with the same
-threads. The floor is the larger of two times: that of the multiply-adds at the speed of a matrix
-product, and that of reading inputs and writing results once at the speed of a copy, both measured
-in the same process. Memory is the process's peak, in one that runs the variant twice and no other.
+process of its own. Variants take turns, after a first round that compiles, and the medians count.
+Before anything is timed, the results of passes forward, steps, populations and transforms are
+compared with those of plain PyTorch. All compute at float32. The ratio is our time over the peer's
+with the same threads. The floor is the larger of two times: that of the direct method's
+multiply-adds at the speed of a matrix product, and that of reading inputs and writing results once
+at the speed of a copy, both measured in the same process. Memory is the peak of a process that runs
+the variant twice and no other, libraries and compiler included; that of a GPU is not in it.
 
 Peers are plain PyTorch, eager and compiled, librosa, Opus and evosax: the extra
 ``jaxsparse[benchmark]``. Rows of a case replace those that are in ``--out``.
@@ -157,10 +159,12 @@ def _measure(settings: Settings, name: str, n_clips: int, chosen: str) -> dict[s
             for variant, call in case.variants.items()
             if settings.compiled or "compiled" not in variant
         }
+        case.check()
         seconds = _time(wanted, settings.repeats)
+        floor = _floor(case)
     return {
         "seconds": {variant: value / case.n_each for variant, value in seconds.items()},
-        "floor_seconds": _floor(case) / case.n_each,
+        "floor_seconds": floor / case.n_each,
         "machine": f"{jax.devices()[0].device_kind}, {settings.threads} threads",
     }
 
@@ -178,7 +182,7 @@ def _time(variants: dict[str, Any], repeats: int) -> dict[str, float]:
 
 
 def _floor(case: Any) -> float:
-    """Seconds that no program needs less than, by this machine's fastest operations."""
+    """Computes the floor's seconds by this machine's speed."""
     import jax
     import jax.numpy as jnp
 

@@ -40,15 +40,17 @@ class Case(NamedTuple):
 
     Attributes:
         variants: Calls that return when they are done; "ours" is compared with the others.
-        multiply_adds: What the thing takes at least.
+        multiply_adds: What the thing takes by the direct method.
         n_bytes: What must be read and written once.
         n_each: How many there are of what a time is given for.
+        check: Compares results, and raises an AssertionError where they differ.
     """
 
     variants: dict[str, Callable[[], Any]]
     multiply_adds: float
     n_bytes: float
     n_each: int = 1
+    check: Callable[[], None] = lambda: None
 
 
 class Problem(NamedTuple):
@@ -97,13 +99,54 @@ def _problem(network: str, n_clips: int) -> Problem:
     return Problem(loaded.decoder.config, params, dense, np.asarray(masks))
 
 
-def _torch(problem: Problem) -> tuple[Any, Any, Any]:
-    """The network's copy, spectrograms and masks."""
-    from benchmarks.speed import peers
+class Peer:
+    """PyTorch's copy of a problem, made when it is first asked for."""
 
-    network = peers.copy_of(problem.config, problem.params).to(_device())
-    dense, masks = (_tensor(each)[:, None] for each in (problem.dense, problem.masks))
-    return network, dense, masks
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+
+    @functools.cached_property
+    def network(self) -> Any:
+        """The copy."""
+        from benchmarks.speed import peers
+
+        return peers.copy_of(self._problem.config, self._problem.params).to(_device())
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """The copy, compiled."""
+        import torch
+
+        return torch.compile(self.network)
+
+    @functools.cached_property
+    def dense(self) -> Any:
+        """Spectrograms [B, 1, F, T]."""
+        return _tensor(self._problem.dense)[:, None]
+
+    @functools.cached_property
+    def masks(self) -> Any:
+        """Masks [B, 1, F, T]."""
+        return _tensor(self._problem.masks)[:, None]
+
+    def complete(self, module: str) -> Any:
+        """Completes all spectrograms by the network or the compiled one."""
+        import torch
+
+        with torch.no_grad():
+            return _waited(getattr(self, module)(self.dense, self.masks))
+
+    def losses(self, masks: Any) -> list[float]:
+        """Evaluates masks on each clip, one at a time."""
+        import torch
+
+        tensors = _tensor(masks)[:, None, None]
+        with torch.no_grad():
+            return [
+                torch.mean((self.network(clip[None], mask) - clip) ** 2).item()
+                for clip in self.dense
+                for mask in tensors
+            ]
 
 
 def _device() -> str:
@@ -136,37 +179,35 @@ def _check(ours: Any, theirs: Any, tolerance: float) -> None:
     assert error < tolerance, f"results are {error} apart"
 
 
+def _check_relative(ours: Any, theirs: Any) -> None:
+    _check(np.asarray(ours) / np.asarray(theirs), 1.0, _RELATIVE)
+
+
 def forward(network: str, n_clips: int) -> Case:
     """Completes spectrograms."""
-    import torch
-
     problem = _problem(network, n_clips)
     apply = jax.jit(jax.vmap(problem.decoder.apply, (None, 0, 0)))
     arguments = jax.tree.map(jnp.asarray, (problem.params, problem.dense, problem.masks))
-    copy, dense, masks = _torch(problem)
-    compiled = torch.compile(copy)
+    peer = Peer(problem)
 
     def ours() -> Any:
         return jax.block_until_ready(apply(*arguments))
 
-    def theirs(module: Any) -> Any:
-        with torch.no_grad():
-            return _waited(module(dense, masks))
-
-    _check(ours(), theirs(copy)[:, 0].cpu(), _TOLERANCE)
     variants = {
         "ours": ours,
-        "torch": functools.partial(theirs, copy),
-        "torch compiled": functools.partial(theirs, compiled),
+        "torch": lambda: peer.complete("network"),
+        "torch compiled": lambda: peer.complete("compiled"),
     }
-    return Case(variants, n_clips * problem.multiply_adds, problem.n_bytes)
+
+    def check() -> None:
+        _check(ours(), variants["torch"]()[:, 0].cpu(), _TOLERANCE)
+
+    work = n_clips * problem.multiply_adds
+    return Case(variants, work, problem.n_bytes, check=check)
 
 
 def training_step(network: str, n_clips: int) -> Case:
     """Makes a step of AdamW for the MSE."""
-    import torch
-    from torch.nn import functional
-
     problem = _problem(network, n_clips)
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     apply = problem.decoder.apply
@@ -180,73 +221,77 @@ def training_step(network: str, n_clips: int) -> Case:
         params, moments = state
         loss, gradient = jax.value_and_grad(loss_of)(params, dense, masks)
         updates, moments = optimizer.update(gradient, moments, params)
-        return (optax.apply_updates(params, updates), moments), loss
+        norm = optax.global_norm(gradient)
+        return (optax.apply_updates(params, updates), moments), (loss, norm)
 
     inputs = jnp.asarray(problem.dense), jnp.asarray(problem.masks)
     params = jax.tree.map(jnp.array, problem.params)
     state = [(params, optimizer.init(params))]
 
     def ours() -> Any:
-        state[0], loss = update(state[0], *inputs)
-        return float(loss)
+        state[0], found = update(state[0], *inputs)
+        return jax.device_get(found)
 
-    copy, dense, masks = _torch(problem)
-    compiled = torch.compile(copy)
-    of_torch = torch.optim.AdamW(copy.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    peer = Peer(problem)
 
-    def theirs(module: Any) -> Any:
-        of_torch.zero_grad()
-        loss = functional.mse_loss(module(dense, masks), dense)
+    @functools.cache
+    def of_torch() -> Any:
+        import torch
+
+        weights = peer.network.parameters()
+        return torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def theirs(module: str) -> Any:
+        import torch
+        from torch.nn import functional
+
+        of_torch().zero_grad()
+        loss = functional.mse_loss(getattr(peer, module)(peer.dense, peer.masks), peer.dense)
         loss.backward()
-        of_torch.step()
-        return loss.item()
+        gradients = [p.grad for p in peer.network.parameters()]
+        norm = torch.sqrt(sum(torch.sum(g**2) for g in gradients))
+        of_torch().step()
+        return loss.item(), norm.item()
 
-    # The second step's loss depends on the first one's gradient.
-    for _ in range(2):
-        mine, other = ours(), theirs(copy)
-        assert abs(mine - other) < _RELATIVE * other, f"losses are {mine} and {other}"
+    def check() -> None:
+        # The second step's loss depends on the first one's gradient, too.
+        for _ in range(2):
+            _check_relative(ours(), theirs("network"))
+
     variants = {
         "ours": ours,
-        "torch": functools.partial(theirs, copy),
-        "torch compiled": functools.partial(theirs, compiled),
+        "torch": lambda: theirs("network"),
+        "torch compiled": lambda: theirs("compiled"),
     }
-    return Case(variants, _WITH_GRADIENT * n_clips * problem.multiply_adds, problem.n_bytes)
+    work = _WITH_GRADIENT * n_clips * problem.multiply_adds
+    return Case(variants, work, problem.n_bytes, check=check)
+
+
+def _draw(problem: Problem, n_masks: int) -> Any:
+    keys = jax.random.split(jax.random.key(1), n_masks)
+    return jax.vmap(lambda key: random_mask(key, SHAPE, problem.n_ones))(keys)
 
 
 def population(network: str, n_clips: int) -> Case:
     """Evaluates populations of masks, one for each clip, by their MSE."""
-    import torch
-
     from jaxsparse.reconstruct import evaluate_masks
 
     problem = _problem(network, n_clips)
-    keys = jax.random.split(jax.random.key(1), POPULATION)
-    masks = jax.vmap(lambda key: random_mask(key, SHAPE, problem.n_ones))(keys)
-    copy, dense, _ = _torch(problem)
-    for_torch = _tensor(masks)[:, None, None]
+    masks, peer = _draw(problem, POPULATION), Peer(problem)
 
-    def ours() -> Any:
-        return [
-            np.asarray(
-                evaluate_masks(
-                    problem.decoder, problem.params, jnp.asarray(clip), masks, keep_observed=False
-                )
-            )
-            for clip in problem.dense
-        ]
+    def ours(masks: Any = masks) -> Any:
+        evaluate = functools.partial(evaluate_masks, problem.decoder, problem.params)
+        clips = [jnp.asarray(clip) for clip in problem.dense]
+        return np.concatenate([evaluate(clip, masks, keep_observed=False) for clip in clips])
 
-    def theirs() -> Any:
-        with torch.no_grad():
-            return [
-                [torch.mean((copy(clip[None], mask) - clip) ** 2).item() for mask in for_torch]
-                for clip in dense
-            ]
-
+    variants = {"ours": ours, "torch, a mask at a time": lambda: peer.losses(masks)}
+    n_each = n_clips * POPULATION
     return Case(
-        {"ours": ours, "torch": theirs},
-        n_clips * POPULATION * problem.multiply_adds,
+        variants,
+        n_each * problem.multiply_adds,
         problem.n_bytes,
-        n_clips * POPULATION,
+        n_each,
+        lambda: _check_relative(ours(masks[:2]), peer.losses(masks[:2])),
     )
 
 
@@ -270,62 +315,61 @@ def _search(make: Callable[[Any], Any], problem: Problem) -> Callable[[], Any]:
 
 def generation(network: str, n_clips: int) -> Case:
     """Makes a generation of the thesis' genetic search, 45 new masks of 50."""
-    import torch
-
-    problem = _problem(network, 1)
+    problem, n_new = _problem(network, 1), 45
     ours = _search(lambda objective: genetic(objective, SHAPE, problem.n_ones, THESIS), problem)
-    n_new = 45
-    keys = jax.random.split(jax.random.key(1), n_new)
-    masks = jax.vmap(lambda key: random_mask(key, SHAPE, problem.n_ones))(keys)
-    copy, dense, _ = _torch(problem)
-    for_torch = _tensor(masks)[:, None, None]
-
-    def theirs() -> Any:
-        with torch.no_grad():
-            return [torch.mean((copy(dense, mask) - dense) ** 2).item() for mask in for_torch]
-
-    work = n_new * problem.multiply_adds
-    return Case({"ours": ours, "torch, evaluations only": theirs}, work, problem.n_bytes, n_new)
+    masks, peer = _draw(problem, n_new), Peer(problem)
+    variants = {"ours": ours, "torch, evaluations alone": lambda: peer.losses(masks)}
+    return Case(variants, n_new * problem.multiply_adds, problem.n_bytes, n_new)
 
 
 def relaxation(network: str, n_clips: int) -> Case:
     """Updates scores of a soft mask by its gradient."""
-    import torch
-
     problem = _problem(network, 1)
     ours = _search(
         lambda objective: lagrangian(objective, SHAPE, problem.n_ones, updates_per_step=UPDATES),
         problem,
     )
-    copy, dense, _ = _torch(problem)
-    for parameter in copy.parameters():
-        parameter.requires_grad_(False)
-    scores = (9 * _tensor(problem.masks[:1])[:, None] - 4.5).requires_grad_()
-    multiplier = torch.zeros((), device=_device())
-    optimizer = torch.optim.AdamW([scores], lr=0.01, weight_decay=0.0)
-    share = problem.n_ones / math.prod(SHAPE)
-
-    def theirs() -> Any:
-        for _ in range(UPDATES):
-            mask = torch.sigmoid(scores)
-            violation = mask.mean() - share
-            loss = torch.mean((copy(dense, mask) - dense) ** 2) + multiplier * violation
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                multiplier.add_(100 * violation)
-        # What a step ends with: the soft mask with its gradient, and the rounded one.
-        mask = torch.sigmoid(scores)
-        torch.mean((copy(dense, mask) - dense) ** 2).backward()
-        with torch.no_grad():
-            kept = torch.zeros_like(scores).flatten()
-            kept[torch.topk(scores.flatten(), problem.n_ones).indices] = 1
-            return torch.mean((copy(dense, kept.view_as(scores)) - dense) ** 2).item()
-
+    search = functools.cache(lambda: _TorchRelaxation(Peer(problem), problem))
     # Kernels need no gradient: a pass forward, and as much again for the inputs'.
     work = (2 * (UPDATES + 1) + 1) * problem.multiply_adds
-    return Case({"ours": ours, "torch": theirs}, work, problem.n_bytes, UPDATES)
+    variants = {"ours": ours, "torch": lambda: search().step()}
+    return Case(variants, work, problem.n_bytes, UPDATES)
+
+
+class _TorchRelaxation:
+    """The same updates by PyTorch."""
+
+    def __init__(self, peer: Peer, problem: Problem) -> None:
+        import torch
+
+        self.peer, self.count = peer, problem.n_ones
+        for parameter in peer.network.parameters():
+            parameter.requires_grad_(False)
+        self.scores = (9 * peer.masks[:1] - 4.5).requires_grad_()
+        self.multiplier = torch.zeros((), device=_device())
+        self.optimizer = torch.optim.AdamW([self.scores], lr=0.01, weight_decay=0.0)
+
+    def loss(self, mask: Any) -> Any:
+        return ((self.peer.network(self.peer.dense, mask) - self.peer.dense) ** 2).mean()
+
+    def step(self) -> float:
+        """Makes the updates, and evaluates the soft mask with its gradient and the rounded one."""
+        import torch
+
+        for _ in range(UPDATES):
+            mask = torch.sigmoid(self.scores)
+            violation = mask.mean() - self.count / math.prod(SHAPE)
+            loss = self.loss(mask) + self.multiplier * violation
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            with torch.no_grad():
+                self.multiplier.add_(100 * violation)
+        self.loss(torch.sigmoid(self.scores)).backward()
+        with torch.no_grad():
+            kept = torch.zeros_like(self.scores).flatten()
+            kept[torch.topk(self.scores.flatten(), self.count).indices] = 1
+            return self.loss(kept.view_as(self.scores)).item()
 
 
 def swap(network: str, n_clips: int) -> Case:
@@ -341,63 +385,78 @@ def _signals(n_clips: int) -> np.ndarray:
 
 def stft_case(network: str, n_clips: int) -> Case:
     """Transforms clips by the STFT."""
-    import librosa
-    import torch
-
     signals, config = _signals(n_clips), STFTConfig()
     given = jnp.asarray(signals)
     transform = jax.jit(jax.vmap(stft))
     sizes: dict[str, Any] = {"n_fft": config.n_fft, "hop_length": config.hop_length}
-    window = torch.hann_window(config.win_length).to(_device())
-    tensors = _tensor(signals)
 
     def ours() -> Any:
         return jax.block_until_ready(transform(given))
 
     def of_librosa() -> Any:
+        import librosa
+
         return librosa.stft(signals, **sizes, pad_mode="reflect")
 
-    def of_torch() -> Any:
-        return _waited(torch.stft(tensors, **sizes, window=window, return_complex=True))
+    @functools.cache
+    def tensors() -> Any:
+        import torch
 
-    _check(ours(), of_librosa(), 1e-3)
-    _check(ours(), of_torch().cpu(), 1e-3)
+        return _tensor(signals), torch.hann_window(config.win_length).to(_device())
+
+    def of_torch() -> Any:
+        import torch
+
+        clips, window = tensors()
+        return _waited(torch.stft(clips, **sizes, window=window, return_complex=True))
+
+    def check() -> None:
+        _check(ours(), of_librosa(), 1e-3)
+        _check(ours(), of_torch().cpu(), 1e-3)
+
     frames = n_clips * config.n_frames(CLIP_SAMPLES)
-    # Of a real transform of n samples there are 5/2 n log2 n operations, half of them at least.
-    work = frames * 1.25 * config.n_fft * math.log2(config.n_fft) / 2
+    # A real transform of n samples takes 5/2 n log2 n operations, two of which are one here.
+    work = frames * 1.25 * config.n_fft * math.log2(config.n_fft)
     n_bytes = signals.nbytes + frames * config.n_bins * 8
-    return Case({"ours": ours, "librosa": of_librosa, "torch": of_torch}, work, n_bytes)
+    variants = {"ours": ours, "librosa": of_librosa, "torch": of_torch}
+    return Case(variants, work, n_bytes, check=check)
 
 
 def mdct_case(network: str, n_clips: int) -> Case:
     """Transforms clips by the MDCT."""
-    import torch
-    from torch.nn import functional
-
     signals, hop = _signals(n_clips), 256
     given = jnp.asarray(signals)
     transform = jax.jit(jax.vmap(mdct))
-    samples = torch.arange(2 * hop) + 0.5
-    phases = math.pi / hop * torch.outer(torch.arange(hop) + 0.5, samples + hop / 2)
-    basis = math.sqrt(2 / hop) * torch.sin(math.pi * samples / (2 * hop)) * torch.cos(phases)
-    basis, tensors = basis.to(_device()), _tensor(signals)
     n_frames = -(-CLIP_SAMPLES // hop) + 1
 
     def ours() -> Any:
         return jax.block_until_ready(transform(given))
 
+    @functools.cache
+    def tensors() -> Any:
+        samples = np.arange(2 * hop) + 0.5
+        phases = math.pi / hop * np.outer(np.arange(hop) + 0.5, samples + hop / 2)
+        window = np.sin(math.pi * samples / (2 * hop))
+        return _tensor(signals), _tensor(math.sqrt(2 / hop) * window * np.cos(phases))
+
     def of_torch() -> Any:
-        padded = functional.pad(tensors, (hop, (n_frames + 1) * hop - hop - CLIP_SAMPLES))
+        from torch.nn import functional
+
+        clips, basis = tensors()
+        padded = functional.pad(clips, (hop, n_frames * hop - CLIP_SAMPLES))
         return _waited(basis @ padded.unfold(1, 2 * hop, hop).transpose(1, 2))
 
-    _check(ours(), of_torch().cpu(), 1e-3)
+    def check() -> None:
+        _check(ours(), of_torch().cpu(), 1e-3)
+
+    # As a matrix product: for frames this short it is what both do.
     work = n_clips * n_frames * 2 * hop * hop
     n_bytes = signals.nbytes + n_clips * n_frames * hop * 4
-    return Case({"ours": ours, "torch": of_torch}, work, n_bytes)
+    return Case({"ours": ours, "torch": of_torch}, work, n_bytes, check=check)
 
 
 def codec_case(network: str, n_clips: int) -> Case:
-    """Codes clips at 6 kbit/s and decodes them again; Opus beside it."""
+    """Codes clips at 6 kbit/s and decodes them again; Opus at libsndfile's rate, for scale."""
     import io
 
     import soundfile
@@ -406,7 +465,7 @@ def codec_case(network: str, n_clips: int) -> Case:
     from jaxsparse.data.clips import FileClip
 
     sentence = FileClip(pretrained_sentence(), "sentence").read(CLIP_SAMPLES)
-    clips = [np.roll(sentence, 997 * i) for i in range(n_clips)]
+    clips = [np.roll(sentence, 997 * i)[:, None] for i in range(n_clips)]
 
     def ours() -> Any:
         return [decompress(compress(clip, SAMPLE_RATE)) for clip in clips]
@@ -418,7 +477,7 @@ def codec_case(network: str, n_clips: int) -> Case:
             buffer.seek(0)
             soundfile.read(buffer)
 
-    return Case({"ours": ours, "opus": opus}, 0.0, 0.0)
+    return Case({"ours": ours, "opus, its own rate": opus}, 0.0, 0.0)
 
 
 def pretrained_sentence() -> Any:
@@ -429,7 +488,10 @@ def pretrained_sentence() -> Any:
 
 
 def overhead(network: str, n_clips: int) -> Case:
-    """Makes a generation of a search whose objective costs nothing."""
+    """Makes a generation of a search whose objective costs next to nothing.
+
+    That of evosax has genomes of floats and no fixed count: another task, for scale.
+    """
     from evosax.algorithms import SimpleGA
 
     count = count_observed(SHAPE, SPARSITY)
@@ -458,7 +520,7 @@ def overhead(network: str, n_clips: int) -> Case:
         theirs[0], _ = jax.block_until_ready(of_evosax(key, theirs[0]))
 
     n_bytes = POPULATION * math.prod(SHAPE) / 8
-    return Case({"ours": ours, "evosax": evosax}, 0.0, n_bytes)
+    return Case({"ours": ours, "evosax, floats": evosax}, 0.0, n_bytes)
 
 
 def _trivial(weights: Any, mask: Any) -> Any:

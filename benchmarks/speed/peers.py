@@ -4,8 +4,6 @@ import math
 import sys
 from typing import Any
 
-import numpy as np
-
 from jaxsparse.nn.pyramid import PyramidConfig
 from jaxsparse.nn.pyramid_unet import PyramidUNetConfig
 from jaxsparse.nn.sparse_cnn import SparseCNNConfig
@@ -15,6 +13,9 @@ try:
     from torch.nn import functional
 except ImportError:
     sys.exit("this benchmark needs PyTorch: pip install 'jaxsparse[benchmark]'")
+
+# On a GPU it would compute convolutions with fewer digits than we do.
+torch.backends.cudnn.allow_tf32 = False
 
 
 def copy_of(config: Any, params: Any) -> torch.nn.Module:
@@ -27,12 +28,6 @@ def copy_of(config: Any, params: Any) -> torch.nn.Module:
     return {SparseCNNConfig: SparseCNN, PyramidUNetConfig: PyramidUNet}[type(config)](
         config, params
     )
-
-
-def kernels(network: torch.nn.Module, *, of: str) -> list[np.ndarray]:
-    """The kernels' values or gradients (`of` is "data" or "grad"), in our order of axes."""
-    found = [(name, p) for name, p in network.named_parameters() if p.ndim == 4]
-    return [getattr(p, of).numpy().transpose(2, 3, 1, 0) for _, p in sorted(found)]
 
 
 class SparseConv(torch.nn.Module):

@@ -367,6 +367,8 @@ def check_clip(samples: Float[np.ndarray, "N C"], sample_rate: int) -> None:
     if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
         limits = f"from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}"
         raise AudioError(f"a sample rate of {sample_rate} Hz is not {limits}")
+    if samples.ndim != 2:
+        raise AudioError(f"samples have the axes [N, C], not {samples.ndim} of them")
     if not 1 <= samples.shape[1] <= MAX_CHANNELS:
         raise AudioError(f"{samples.shape[1]} channels are not from 1 to {MAX_CHANNELS}")
     if len(samples) == 0:
