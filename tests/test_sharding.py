@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -150,3 +151,53 @@ def test_a_batch_that_devices_do_not_divide_is_refused(monkeypatch):
         sharding.order_of_rows(6)
     # Process 0 holds the rows 0, 2, 4 and 6, dealt out to its two devices.
     assert sharding.order_of_rows(8).tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_the_same_on_two_devices(folder, tmp_path):
+    words = ["--data", str(folder / "corpus"), "--limit", "3", "--n-samples", "8000"]
+    words += ["--decoders", "unet", "linear", "--mask", "random", "--sparsity", "0.9"]
+    words += ["--seeds", "0", "--phases", "all", "--batch", "2"]
+    rows = {}
+    for name, more in {"one": [], "two": ["--mesh", "all"]}.items():
+        command = [sys.executable, "-m", "eval.reconstruction", *words, *more]
+        command += ["--out", str(tmp_path / name)]
+        subprocess.run(command, env=environment(2), capture_output=True, check=True, timeout=300)
+        with (tmp_path / name / "rows.csv").open(newline="") as file:
+            rows[name] = list(csv.DictReader(file))
+    assert len(rows["one"]) == len(rows["two"]) > 3
+    for one, two in zip(rows["one"], rows["two"], strict=True):
+        assert (one["clip"], one["method"]) == (two["clip"], two["method"])
+        assert float(two["mse"]) == pytest.approx(float(one["mse"]), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(number, folder, tmp_path):
+    """They find each other by JAX's own variables here."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    words = ["--data", str(folder / "corpus"), "--workdir", str(tmp_path / "run"), "--batch-size"]
+    words += ["8", "--n-samples", "4000", "--crop", "24", "16", "--picture-every", "0"]
+    words += ["--checkpoint-every", "1", "--workers", "1", "--mesh", "cluster"]
+    processes = []
+    for i in range(2):
+        own = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        command = [sys.executable, "-m", "train.main", *words]
+        env = environment(2, JAX_PROCESS_ID=str(i), **own)
+        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    try:
+        deadline = time.monotonic() + 200
+        while not steps_saved(tmp_path / "run"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        processes[1].send_signal(number)
+        told = [process.communicate(timeout=100)[1].splitlines()[-1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    # The other one can only know that it was stopped.
+    assert [process.returncode for process in processes] == [75, 75 if number == 15 else 130]
+    assert told[0] == told[1] and "the same command with --resume goes on" in told[0]
